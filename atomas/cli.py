@@ -1,0 +1,40 @@
+"""The command `atomas`: parse, hand over to a sub-command, turn a user's mistake into one line."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from atomas.errors import AtomasError
+from atomas.version import __version__
+
+COMMANDS = ("data", "train", "evaluate", "verify", "config", "demo")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `atomas ARGS`; exit code 0 on success, 2 on a user's mistake, 130 on interrupt."""
+    parser = argparse.ArgumentParser(
+        prog="atomas",
+        description="Train molecule-text models with hierarchical adaptive alignment.",
+        epilog="Example: atomas data demo --pairs 1000 --out corpus && atomas data inspect corpus",
+    )
+    parser.add_argument("--version", action="version", version=f"atomas {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"atomas.commands.{name}").register(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except AtomasError as error:
+        sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        print("\natomas: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _fail(message: str) -> int:
+    print(f"atomas: error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,1 @@
+"""Pair files -> records -> shards -> stream -> ragged batches."""

@@ -1,0 +1,1 @@
+"""Process group set-up and the collectives that carry gradients."""

@@ -1,0 +1,1 @@
+"""The Atomas model: T5 backbone, adaptive polymerisation, hierarchical alignment, momentum contrast."""

@@ -1,0 +1,1 @@
+"""Plain PyTorch operators: the oracle that every other backend is tested against."""

@@ -1,0 +1,1 @@
+"""Triton operators for CUDA devices."""
