@@ -1,0 +1,301 @@
+"""A whole run as frozen dataclasses: the one place where every key, its default and its meaning stand.
+
+`Config` is read from strict YAML by `atomas.config_file` and changed by `--section.field value`. Nothing here
+imports torch, so that a mistake is answered at once, before any process starts. Symbols are those of the method:
+B pairs in the contrastive batch of all ranks, D model width, N tokens of one sequence.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from atomas.errors import AtomasError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives and what makes it repeatable."""
+
+    name: str = "run"
+    """Folder of the run inside `output_dir`."""
+    output_dir: str = "runs"
+    """Parent folder of all runs."""
+    seed: int = 0
+    """Seed of initial weights, dropout and sample order."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA where there is one; `cuda` fails where there is none."""
+    threads: int = 0
+    """CPU threads of one rank; 0 divides the visible cores by the ranks of this host."""
+    kernels: Literal["auto", "reference", "native", "triton"] = "auto"
+    """Backend of the fused operators; an explicit one that cannot run is an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Text and SMILES share one SentencePiece vocabulary (method section 1)."""
+
+    source: str = "corpus"
+    """A folder with a T5 `tokenizer.json` or `spiece.model`, a hub name, or `corpus` to train one on the corpus."""
+    vocab_size: int = 2048
+    """Pieces when trained on the corpus; a given tokenizer keeps its own size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The corpus, and how it becomes batches."""
+
+    corpus: str = "corpus"
+    """A folder that `atomas data build` or `atomas data demo` wrote."""
+    train_split: str = "train"
+    """Split that is trained on."""
+    validation_split: str = "validation"
+    """Split that is evaluated during training."""
+    batch_size: int = 64
+    """B: pairs in the contrastive batch over all ranks. Constant whatever the world size, which must divide it."""
+    token_budget: int = 16384
+    """Padded tokens in one pass of the encoder or decoder: rows of like length are run together up to this many."""
+    max_text_tokens: int = 512
+    """A longer text is cut where it is only read, and its pair is dropped, and counted, where it must be written."""
+    max_smiles_tokens: int = 512
+    """A pair with a longer SMILES is dropped and counted: a cut SMILES is not a molecule."""
+    window_blocks: int = 64
+    """Blocks of 256 records that are shuffled together; all of them are in memory at once."""
+    num_workers: int = 1
+    """Loader processes of one rank; 0 loads in the training process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The backbone and the heads on it. Sizes are read only where the model starts from scratch."""
+
+    pretrained: str = ""
+    """A folder or hub name of a T5-family checkpoint to start from; empty starts from scratch with the sizes below."""
+    d_model: int = 192
+    """D: width of the encoder states. Must be divisible by `polymerization_heads`."""
+    d_kv: int = 32
+    """Width of one attention head."""
+    d_ff: int = 768
+    """Width of the feed-forward layers."""
+    num_layers: int = 3
+    """Encoder layers."""
+    num_decoder_layers: int = 2
+    """Decoder layers."""
+    num_heads: int = 6
+    """Attention heads of the backbone."""
+    feed_forward: Literal["relu", "gated-gelu"] = "relu"
+    """`relu` as in T5 v1.0 and MolT5, `gated-gelu` as in T5 v1.1."""
+    tie_word_embeddings: bool = True
+    """Share the input embedding with the output layer, as T5 v1.0 does."""
+    dropout_rate: float = 0.1
+    """Dropout of the backbone."""
+    pooling: Literal["position_linear", "mean", "attention"] = "mean"
+    """Sequence to one vector. `position_linear` is the published form: one learned weight per position."""
+    ratios: tuple[float, ...] = (0.25, 0.5)
+    """Share of tokens kept as clusters from level l to l + 1; as many levels above the tokens as there are ratios."""
+    neighbours: int = 3
+    """k of the density in DPC-KNN, the token itself included."""
+    polymerization_heads: int = 8
+    """Attention heads of the polymerisation block."""
+    activation_checkpointing: bool = False
+    """Recompute the backbone's blocks in the backward pass instead of keeping their activations."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without loading anything."""
+        if not self.pretrained and self.d_model % self.polymerization_heads:
+            raise AtomasError(
+                f"model.d_model = {self.d_model} is not divisible by model.polymerization_heads = "
+                f"{self.polymerization_heads}; change one of them"
+            )
+        if any(not 0.0 < ratio <= 1.0 for ratio in self.ratios):
+            raise AtomasError(f"model.ratios = {list(self.ratios)}: every ratio must be in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """L = w_global L_ga + w_hierarchical L_haa + w_lm L_lm (method section 5). A weight of 0 leaves the part out."""
+
+    task: Literal["genmol", "gentext", "both"] = "genmol"
+    """What the decoder writes: SMILES from text, text from SMILES, or both in one step."""
+    global_weight: float = 1.0
+    """Weight of the global momentum contrast."""
+    hierarchical_weight: float = 1.0
+    """Weight of the hierarchical adaptive alignment."""
+    lm_weight: float = 10.0
+    """Weight of the generation loss."""
+    level_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """Weight of each level inside L_haa: tokens, fragments, molecule. 0 leaves a level out."""
+    alpha: float = 0.4
+    """Share of the momentum model's soft targets in the global loss."""
+    temperature: float = 0.07
+    """Initial temperature of the global loss; learned, kept within [0.001, 0.5]."""
+    logit_scale: float = 14.285714285714286
+    """Initial scale of the hierarchical scores, 1 / 0.07; learned in log space, one for all levels."""
+    false_negatives: Literal["keep", "mask"] = "mask"
+    """`mask` leaves pairs with the same text or the same molecule out of the negatives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentumConfig:
+    """The momentum copy of backbone and poolers, and the queues of its features (method section 2)."""
+
+    enabled: bool = True
+    """Off: the keys are the batch's own features, with gradient, and there are no soft targets."""
+    coefficient: float = 0.995
+    """m in theta_m <- m theta_m + (1 - m) theta."""
+    queue_size: int = 13200
+    """Q: past features kept per modality; 0 keeps none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; applied to matrices only."""
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over the steps."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_steps: int = 100
+    """Steps of linear rise from 0."""
+    final_ratio: float = 0.05
+    """Learning rate of the last step over the peak, for `cosine`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The step loop."""
+
+    max_steps: int = 1000
+    """Optimizer steps of the whole run."""
+    gradient_accumulation_steps: int = 1
+    """Contrastive batches, each of B pairs, whose gradients are averaged into one optimizer step."""
+    precision: Literal["fp32", "bf16", "bf16_autocast", "fp16"] = "fp32"
+    """`bf16` casts the weights (fp32 masters in the optimizer); `bf16_autocast` keeps fp32 weights; T5 overflows in `fp16`."""
+    log_every: int = 10
+    """Steps between two lines of `metrics.jsonl` on the console; the file holds every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    """What is handed to DeepSpeed beside what the other sections say."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """0 plain data parallel; 1 shards the optimizer, 2 gradients too, 3 parameters too."""
+    offload: Literal["none", "cpu"] = "none"
+    """Keep optimizer state, and under stage 3 parameters, in host memory."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Merged into the generated DeepSpeed JSON; only from the YAML file. Keys that Atomas sets itself are refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is saved, and what is continued."""
+
+    every: int = 500
+    """Steps between two checkpoints; the last step is always saved. 0 saves only the last."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept; the best one is kept besides."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` continues the newest good checkpoint of the run; `never` refuses a run folder that has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Retrieval on the validation split during training."""
+
+    every: int = 500
+    """Steps between two evaluations, and one at the end; 0 switches it off."""
+    max_pairs: int = 500
+    """Pairs of the validation split that are used, from its start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    momentum: MomentumConfig = field(default_factory=MomentumConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        """Check what spans sections, and the ranges of numbers."""
+        for key, low in _LOWER_BOUNDS.items():
+            section, name = key.split(".")
+            value = getattr(getattr(self, section), name)
+            if value < low:
+                raise AtomasError(f"{key} = {value}: must be at least {low}")
+        if not 0.0 <= self.loss.alpha <= 1.0:
+            raise AtomasError(f"loss.alpha = {self.loss.alpha}: must be in [0, 1]")
+        if not 0.0 <= self.momentum.coefficient < 1.0:
+            raise AtomasError(f"momentum.coefficient = {self.momentum.coefficient}: must be in [0, 1)")
+        if not 0.0 <= self.model.dropout_rate < 1.0:
+            raise AtomasError(f"model.dropout_rate = {self.model.dropout_rate}: must be in [0, 1)")
+        if self.loss.global_weight == self.loss.hierarchical_weight == self.loss.lm_weight == 0:
+            raise AtomasError("every loss weight is 0: set one of loss.{global,hierarchical,lm}_weight")
+        levels = 1 + len(self.model.ratios)
+        if len(self.loss.level_weights) != levels:
+            raise AtomasError(
+                f"loss.level_weights has {len(self.loss.level_weights)} entries, model.ratios makes {levels} levels; "
+                "give one weight per level"
+            )
+
+
+_LOWER_BOUNDS: dict[str, float] = {
+    "run.threads": 0,
+    "tokenizer.vocab_size": 128,
+    "data.batch_size": 2,
+    "data.token_budget": 1,
+    "data.max_text_tokens": 4,
+    "data.max_smiles_tokens": 4,
+    "data.window_blocks": 1,
+    "data.num_workers": 0,
+    "model.d_model": 1,
+    "model.d_kv": 1,
+    "model.d_ff": 1,
+    "model.num_layers": 1,
+    "model.num_decoder_layers": 1,
+    "model.num_heads": 1,
+    "model.neighbours": 1,
+    "model.polymerization_heads": 1,
+    "loss.global_weight": 0,
+    "loss.hierarchical_weight": 0,
+    "loss.lm_weight": 0,
+    "loss.temperature": 1e-3,
+    "loss.logit_scale": 1e-3,
+    "momentum.queue_size": 0,
+    "optimizer.learning_rate": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.gradient_clipping": 0,
+    "schedule.warmup_steps": 0,
+    "schedule.final_ratio": 0,
+    "training.max_steps": 1,
+    "training.gradient_accumulation_steps": 1,
+    "training.log_every": 1,
+    "checkpoint.every": 0,
+    "checkpoint.keep_last": 1,
+    "evaluation.every": 0,
+    "evaluation.max_pairs": 2,
+}
