@@ -1,0 +1,357 @@
+"""Shards on disk: plain WebDataset tars of record blocks, and the index beside them.
+
+    DIR/index.json                  written last: a folder without it is not a corpus
+    DIR/<split>/shard-000000.tar    members 000000.jsonl, 000001.jsonl, ...: blocks of 256 JSON lines
+
+The bytes of a shard depend on its records alone (no times, owners or host names in the tar headers).
+"""
+
+import hashlib
+import io
+import json
+import os
+import platform
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from atomas.errors import AtomasError
+from atomas.version import __version__
+
+FORMAT = "atomas-shards/1"
+INDEX_NAME = "index.json"
+BLOCK_SIZE = 256
+SHARD_BYTES = 64 * 2**20
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One member of a shard: `num_records` JSON lines, `bytes` long, from byte `offset` of the tar on."""
+
+    name: str
+    offset: int
+    bytes: int
+    num_records: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar file; `path` is relative to the corpus folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+    num_records: int
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitIndex:
+    """What the index says of one split."""
+
+    num_records: int
+    shards: tuple[Shard, ...]
+
+
+class ShardWriter:
+    """Write the records of one split, in order, as `directory/<split>/shard-*.tar`.
+
+    A context manager; `index()` is complete after it has closed. A shard ends with the block that
+    takes it past `shard_bytes`.
+    """
+
+    def __init__(
+        self, directory: Path, split: str, *, block_size: int = BLOCK_SIZE, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self._directory = Path(directory)
+        self._split = split
+        self._block_size = block_size
+        self._shard_bytes = shard_bytes
+        self._lines: list[bytes] = []
+        self._blocks: list[Block] = []
+        self._num_blocks = 0
+        self._shards: list[Shard] = []
+        self._tar: tarfile.TarFile | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        (self._directory / self._split).mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._end_block()
+            self._end_shard()
+        elif self._tar is not None:
+            self._tar.fileobj.close()
+
+    def write(self, record: Record) -> None:
+        """Append one record."""
+        self._lines.append(encode_record(record))
+        if len(self._lines) == self._block_size:
+            self._end_block()
+
+    def index(self) -> SplitIndex:
+        """The split's part of the index."""
+        return SplitIndex(
+            num_records=sum(shard.num_records for shard in self._shards), shards=tuple(self._shards)
+        )
+
+    @property
+    def _path(self) -> Path:
+        return self._directory / self._split / f"shard-{len(self._shards):06d}.tar"
+
+    def _end_block(self) -> None:
+        if not self._lines:
+            return
+        if self._tar is None:
+            self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        data = b"".join(self._lines)
+        member = tarfile.TarInfo(f"{self._num_blocks:06d}.jsonl")
+        member.size = len(data)
+        member.mode = 0o644
+        offset = self._tar.offset + tarfile.BLOCKSIZE
+        self._tar.addfile(member, io.BytesIO(data))
+        self._blocks.append(
+            Block(
+                name=member.name,
+                offset=offset,
+                bytes=len(data),
+                num_records=len(self._lines),
+                sha256=hashlib.sha256(data).hexdigest(),
+            )
+        )
+        self._num_blocks += 1
+        self._lines = []
+        if self._tar.offset >= self._shard_bytes:
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        if self._tar is None:
+            return
+        path = self._path
+        self._tar.close()
+        self._tar = None
+        self._shards.append(
+            Shard(
+                path=f"{self._split}/{path.name}",
+                bytes=path.stat().st_size,
+                sha256=file_sha256(path),
+                num_records=sum(block.num_records for block in self._blocks),
+                blocks=tuple(self._blocks),
+            )
+        )
+        self._blocks = []
+
+
+def encode_record(record: Mapping[str, Any]) -> bytes:
+    """One JSON line: UTF-8, no spaces, keys in the order given."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def write_index(
+    directory: Path,
+    splits: Mapping[str, SplitIndex],
+    *,
+    counts: Mapping[str, Any],
+    hazards: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    alignment: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `directory/index.json` atomically, as the last file of a corpus; returns its content.
+
+    `splits` maps each split's name to what its writer's `index()` returned; the other arguments are
+    stored as given (JSON values).
+    """
+    index: dict[str, Any] = {
+        "format": FORMAT,
+        "splits": {name: asdict(split) for name, split in splits.items()},
+        "fingerprint": _fingerprint(splits),
+        "counts": dict(counts),
+        "hazards": dict(hazards),
+        "alignment": dict(alignment or {}),
+        "sources": [dict(source) for source in sources],
+        "options": dict(options),
+        "versions": {
+            "atomas": __version__,
+            "python": platform.python_version(),
+            "rdkit": version("rdkit"),
+        },
+    }
+    path = Path(directory) / INDEX_NAME
+    partial = path.with_name(INDEX_NAME + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(index, file, ensure_ascii=False, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A built corpus, opened for reading."""
+
+    directory: Path
+    index: dict[str, Any]
+    splits: dict[str, "ShardedSplit"] = field(repr=False)
+
+    @staticmethod
+    def open(directory: Path | str) -> "Corpus":
+        """Read the index and check that every shard is there with its full size.
+
+        Raises AtomasError if the folder is no corpus, has another format or lacks (part of) a shard.
+        """
+        directory = Path(directory)
+        index = _read_index(directory)
+        try:
+            splits = {
+                name: ShardedSplit(directory=directory, name=name, shards=_parse_split(split).shards)
+                for name, split in index["splits"].items()
+            }
+            fingerprint = index["fingerprint"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AtomasError(
+                f"{directory / INDEX_NAME} is damaged ({error!r} in the index): build the corpus again"
+            ) from error
+        if fingerprint != _fingerprint(splits):
+            raise AtomasError(
+                f"{directory / INDEX_NAME} was changed by hand: its fingerprint does not fit its shards; "
+                "build the corpus again"
+            )
+        for split in splits.values():
+            for shard in split.shards:
+                _check_size(directory, shard)
+        return Corpus(directory=directory, index=index, splits=splits)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the shards' SHA-256 in order: equal means equal records in equal order."""
+        return str(self.index["fingerprint"])
+
+    def split(self, name: str) -> "ShardedSplit":
+        """The split called `name`; AtomasError names those that exist if it does not."""
+        if name not in self.splits:
+            raise AtomasError(
+                f"{self.directory} has no split {name!r}; its splits are: {', '.join(self.splits) or 'none'}"
+            )
+        return self.splits[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardedSplit:
+    """The records of one split, read block by block.
+
+    Holds no open file, so that it may be shared by threads, forked and pickled.
+    """
+
+    directory: Path
+    name: str
+    shards: tuple[Shard, ...] = field(repr=False)
+    blocks: tuple[Block, ...] = field(init=False, repr=False)
+    _shard_of_block: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        pairs = [(block, i) for i, shard in enumerate(self.shards) for block in shard.blocks]
+        object.__setattr__(self, "blocks", tuple(block for block, _ in pairs))
+        object.__setattr__(self, "_shard_of_block", tuple(i for _, i in pairs))
+
+    @property
+    def num_records(self) -> int:
+        """Records in the split."""
+        return sum(shard.num_records for shard in self.shards)
+
+    def read_block(self, index: int) -> list[Record]:
+        """The records of block `index`; its checksum is verified.
+
+        Raises AtomasError naming shard and block when it cannot be read or does not match the index.
+        """
+        block = self.blocks[index]
+        path = self.directory / self.shards[self._shard_of_block[index]].path
+        try:
+            with path.open("rb") as file:
+                file.seek(block.offset)
+                data = file.read(block.bytes)
+        except OSError as error:
+            raise AtomasError(
+                f"cannot read block {block.name} of shard {path}: {error.strerror or error}; "
+                "restore the file or build the corpus again"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != block.sha256:
+            raise AtomasError(
+                f"block {block.name} of shard {path} is corrupt (its checksum differs from the index): "
+                "restore the file or build the corpus again"
+            )
+        return [json.loads(line) for line in data.splitlines()]
+
+    def __iter__(self) -> Iterator[Record]:
+        for index in range(len(self.blocks)):
+            yield from self.read_block(index)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fingerprint(splits: Mapping[str, "SplitIndex | ShardedSplit"]) -> str:
+    digest = hashlib.sha256()
+    for split in splits.values():
+        for shard in split.shards:
+            digest.update(shard.sha256.encode())
+    return digest.hexdigest()
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
+    path = directory / INDEX_NAME
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise AtomasError(
+            f"{directory} is not a built corpus (it has no {INDEX_NAME}): "
+            f"make one with `atomas data build FILE --out {directory}`"
+        ) from error
+    except OSError as error:
+        raise AtomasError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise AtomasError(f"{path} is damaged ({error}): build the corpus again") from error
+    found = index.get("format") if isinstance(index, dict) else None
+    if found != FORMAT:
+        raise AtomasError(
+            f"{path} has format {found!r}, this version reads {FORMAT!r}: build the corpus again"
+        )
+    return dict(index)
+
+
+def _parse_split(split: Mapping[str, Any]) -> SplitIndex:
+    shards = tuple(
+        Shard(**{**shard, "blocks": tuple(Block(**block) for block in shard["blocks"])})
+        for shard in split["shards"]
+    )
+    return SplitIndex(num_records=split["num_records"], shards=shards)
+
+
+def _check_size(directory: Path, shard: Shard) -> None:
+    path = directory / shard.path
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise AtomasError(
+            f"shard {path} cannot be read: {error.strerror or error}; restore it or build the corpus again"
+        ) from error
+    if size != shard.bytes:
+        raise AtomasError(
+            f"shard {path} has {size} bytes where the index says {shard.bytes}: "
+            "restore it or build the corpus again"
+        )
