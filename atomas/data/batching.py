@@ -1,0 +1,176 @@
+"""Ragged batches: flat tokens and lengths, and groups of like length for whoever has to pad.
+
+A batch is never padded here. The model pads inside one pass of the backbone, over rows that `length_buckets` has
+put together.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Encoder(Protocol):
+    """What `collate` needs of a tokenizer."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of every text, each ending with the end-of-sequence id."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaggedTokens:
+    """Token ids of B sequences one after another; every sequence ends with </s> (id 1), none is padded."""
+
+    ids: Tensor
+    """[T] int64"""
+    lengths: Tensor
+    """[B] int64, sums to T"""
+
+    @classmethod
+    def from_lists(cls, sequences: Sequence[Sequence[int]]) -> "RaggedTokens":
+        """Concatenate B sequences of ids."""
+        return cls(
+            ids=torch.tensor(list(chain.from_iterable(sequences)), dtype=torch.int64),
+            lengths=torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64),
+        )
+
+    def to(self, device: torch.device | str) -> "RaggedTokens":
+        """The same tokens on `device`; asynchronous from pinned memory."""
+        return RaggedTokens(
+            ids=self.ids.to(device, non_blocking=True), lengths=self.lengths.to(device, non_blocking=True)
+        )
+
+    def pin_memory(self) -> "RaggedTokens":
+        """The same tokens in page-locked memory; the loader calls this where there is CUDA."""
+        return RaggedTokens(ids=self.ids.pin_memory(), lengths=self.lengths.pin_memory())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairBatch:
+    """b molecule-text pairs of one rank."""
+
+    text: RaggedTokens
+    smiles: RaggedTokens
+    molecule_id: Tensor
+    """[b] int64, equal for equal molecules: see `stable_id` of the InChIKey"""
+    text_id: Tensor
+    """[b] int64, equal for equal texts: see `stable_id` of the text"""
+    sample_id: Tensor
+    """[b] int64, index of the record in its split"""
+
+    def __len__(self) -> int:
+        """Return b, the number of pairs."""
+        return len(self.sample_id)
+
+    def to(self, device: torch.device | str) -> "PairBatch":
+        """The same batch on `device`; asynchronous from pinned memory."""
+        return PairBatch(
+            text=self.text.to(device),
+            smiles=self.smiles.to(device),
+            molecule_id=self.molecule_id.to(device, non_blocking=True),
+            text_id=self.text_id.to(device, non_blocking=True),
+            sample_id=self.sample_id.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> "PairBatch":
+        """The same batch in page-locked memory; the loader calls this where there is CUDA."""
+        return PairBatch(
+            text=self.text.pin_memory(),
+            smiles=self.smiles.pin_memory(),
+            molecule_id=self.molecule_id.pin_memory(),
+            text_id=self.text_id.pin_memory(),
+            sample_id=self.sample_id.pin_memory(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedPair:
+    """One record, ready to be put into a batch."""
+
+    text: Sequence[int]
+    smiles: Sequence[int]
+    molecule_id: int
+    text_id: int
+    sample_id: int
+
+
+def length_buckets(lengths: Tensor, token_budget: int) -> list[Tensor]:
+    """Group rows of like length so that (rows of a group) x (its longest row) stays within `token_budget`.
+
+    `lengths` is [B] int. Returns int64 index tensors on the device of `lengths` that partition 0 .. B - 1, the group
+    of the longest rows first. A row that is longer than the budget is a group of its own.
+    """
+    order = torch.argsort(lengths.cpu(), descending=True, stable=True)
+    in_order = lengths.cpu()[order].tolist()
+    groups, start = [], 0
+    while start < len(in_order):
+        size = max(1, token_budget // max(1, in_order[start]))
+        groups.append(order[start : start + size].to(lengths.device))
+        start += size
+    return groups
+
+
+def collate(
+    records: Sequence[Mapping[str, Any]],
+    tokenizer: Encoder,
+    *,
+    sample_ids: Iterable[int] | None = None,
+    max_text_tokens: int | None = None,
+) -> PairBatch:
+    """Tokenize b records (see `tokenize_pairs`) and put them into one batch. Default `sample_ids` count from 0."""
+    return collate_pairs(
+        tokenize_pairs(records, tokenizer, sample_ids=sample_ids, max_text_tokens=max_text_tokens)
+    )
+
+
+def tokenize_pairs(
+    records: Sequence[Mapping[str, Any]],
+    tokenizer: Encoder,
+    *,
+    sample_ids: Iterable[int] | None = None,
+    max_text_tokens: int | None = None,
+) -> list[TokenizedPair]:
+    """Token ids and identities of `records`.
+
+    A text longer than `max_text_tokens` is cut, keeping </s>. A SMILES is never cut: a part of it is not a molecule.
+    """
+    texts = tokenizer.encode_batch([record["text"] for record in records])
+    smiles = tokenizer.encode_batch([record["smiles"] for record in records])
+    numbers = range(len(records)) if sample_ids is None else sample_ids
+    return [
+        TokenizedPair(
+            text=_cut(text_ids, max_text_tokens),
+            smiles=smiles_ids,
+            molecule_id=stable_id(record["inchikey"]),
+            text_id=stable_id(record["text"]),
+            sample_id=int(number),
+        )
+        for record, text_ids, smiles_ids, number in zip(records, texts, smiles, numbers, strict=True)
+    ]
+
+
+def collate_pairs(pairs: Sequence[TokenizedPair]) -> PairBatch:
+    """Put b tokenized pairs into one batch."""
+    return PairBatch(
+        text=RaggedTokens.from_lists([pair.text for pair in pairs]),
+        smiles=RaggedTokens.from_lists([pair.smiles for pair in pairs]),
+        molecule_id=torch.tensor([pair.molecule_id for pair in pairs], dtype=torch.int64),
+        text_id=torch.tensor([pair.text_id for pair in pairs], dtype=torch.int64),
+        sample_id=torch.tensor([pair.sample_id for pair in pairs], dtype=torch.int64),
+    )
+
+
+def stable_id(value: str) -> int:
+    """First 63 bits of the SHA-256 of `value`: the same in every process, and it fits an int64."""
+    return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "big") >> 1
+
+
+def _cut(ids: Sequence[int], limit: int | None) -> Sequence[int]:
+    if limit is None or len(ids) <= limit:
+        return ids
+    return [*ids[: limit - 1], ids[-1]]
