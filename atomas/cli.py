@@ -22,7 +22,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"atomas.commands.{name}").register(subparsers)
-    args = parser.parse_args(argv)
+    args, overrides = parser.parse_known_args(argv)
+    if overrides and not getattr(args, "overrides", False):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    args.overrides = overrides  # --section.field value, for the commands that take a configuration
     try:
         args.run(args)
     except AtomasError as error:
