@@ -1,0 +1,59 @@
+"""Small decisions that all ranks must take together."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from atomas.distributed.gather import rank, world_size
+from atomas.errors import AtomasError
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on every rank where it is True on one."""
+    if world_size() == 1:
+        return flag
+    vote = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+    return bool(vote.item())
+
+
+def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """The mean of each value, in one collective. All ranks give the same keys in the same order."""
+    if world_size() == 1 or not values:
+        return values
+    packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(packed)
+    return dict(zip(values, (packed / world_size()).tolist(), strict=True))
+
+
+def from_rank_zero(value: Any) -> Any:
+    """What rank 0 holds, on every rank. Only for small values that can be pickled."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextlib.contextmanager
+def together(what: str, device: torch.device) -> Iterator[None]:
+    """Run a block on all ranks; where it fails on one, it fails on all, instead of leaving the rest in a collective.
+
+    The block must not contain collectives after a point where a single rank can fail.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if any_rank(failure is not None, device):
+        if failure is None:
+            raise AtomasError(f"{what} failed on another rank; its log says why")
+        if isinstance(failure, AtomasError):
+            raise failure
+        if isinstance(failure, OSError):
+            raise AtomasError(f"{what} failed on rank {rank()}: {failure}") from failure
+        raise failure

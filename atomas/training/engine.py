@@ -1,0 +1,132 @@
+"""DeepSpeed: its JSON generated from our configuration, its engine, and the fp32 weights behind it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atomas.config import Config
+from atomas.errors import AtomasError
+
+# Removed from DeepSpeed 0.19.x, or set by Atomas; a run that names them would silently not be what it says.
+_REFUSED = {
+    "elasticity": "DeepSpeed removed it; restart at another world size instead",
+    "amp": "DeepSpeed removed it; use training.precision",
+    "train_batch_size": "use data.batch_size",
+    "train_micro_batch_size_per_gpu": "use data.batch_size",
+    "gradient_accumulation_steps": "use training.gradient_accumulation_steps",
+    "gradient_clipping": "use optimizer.gradient_clipping",
+    "optimizer": "use the optimizer section",
+    "scheduler": "use the schedule section",
+    "fp16": "use training.precision",
+    "bf16": "use training.precision",
+    "zero_optimization.stage": "use deepspeed.zero_stage",
+}
+
+
+def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
+    """The whole DeepSpeed configuration, every default that matters written out.
+
+    Raises:
+        AtomasError: the world size does not divide B, or `deepspeed.extra` names a key that is removed or ours.
+    """
+    if config.data.batch_size % world_size:
+        legal = [w for w in range(1, config.data.batch_size + 1) if config.data.batch_size % w == 0]
+        raise AtomasError(
+            f"data.batch_size = {config.data.batch_size} pairs cannot be shared by {world_size} ranks; "
+            f"use a world size of {', '.join(map(str, legal))}, or another batch size"
+        )
+    stage = config.deepspeed.zero_stage
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "overlap_comm": stage > 0 and torch.cuda.is_available(),
+        # every parameter of a small model would otherwise stay gathered on all ranks
+        "stage3_param_persistence_threshold": 10_000,
+    }
+    if config.deepspeed.offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    micro = config.data.batch_size // world_size
+    accumulation = config.training.gradient_accumulation_steps
+    generated: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": config.data.batch_size * accumulation,
+        "gradient_clipping": config.optimizer.gradient_clipping,  # DeepSpeed clips at 1.0 where this is absent
+        "bf16": {"enabled": config.training.precision == "bf16"},
+        "fp16": {"enabled": config.training.precision == "fp16"},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    _merge(generated, config.deepspeed.extra, prefix="")
+    return generated
+
+
+def build_engine(config: Config, model: nn.Module, world_size: int) -> Any:
+    """The DeepSpeed engine around `model`, with AdamW that decays matrices only."""
+    import deepspeed
+
+    # A just-in-time compiled shared-memory all-reduce: a minute of compilation at the first start, for one host only.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.optimizer.weight_decay},
+        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.optimizer.learning_rate,
+        betas=(config.optimizer.beta1, config.optimizer.beta2),
+        eps=config.optimizer.epsilon,
+        fused=torch.cuda.is_available() and config.deepspeed.offload == "none",
+    )
+    engine, _, _, _ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_json(config, world_size), dist_init_required=False
+    )
+    return engine
+
+
+def set_learning_rate(engine: Any, learning_rate: float) -> None:
+    """Set the rate of the next step in every group."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def master_weights(engine: Any, config: Config) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter by name, in full shape and fp32, on every rank.
+
+    The source is the optimizer's fp32 partitions where the engine's weights are rounded (bf16, fp16) or partitioned
+    (stage 3): a collective call then, which all ranks must run to its end. Otherwise the weights themselves.
+    """
+    rounded = config.training.precision in ("bf16", "fp16")
+    if not rounded and config.deepspeed.zero_stage < 3:
+        yield from ((name, p.detach()) for name, p in engine.module.named_parameters())
+        return
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    for name, parameter in engine.module.named_parameters():
+        full = safe_get_full_fp32_param(parameter)
+        assert full is not None, f"{name} has no fp32 master"
+        yield name, full.detach()
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """Global norm of the gradients before clipping, of the step just taken; None where DeepSpeed keeps none."""
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any], prefix: str) -> None:
+    for key, value in extra.items():
+        dotted = f"{prefix}{key}"
+        if dotted in _REFUSED:
+            raise AtomasError(f"deepspeed.extra: {dotted!r} cannot be set there: {_REFUSED[dotted]}")
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value, prefix=f"{dotted}.")
+        else:
+            base[key] = value

@@ -1,0 +1,138 @@
+"""What a run writes while it goes: `metrics.jsonl`, a log per rank, and a line or bar for people."""
+
+import json
+import logging
+import platform
+import resource
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from tqdm import tqdm
+
+logger = logging.getLogger("atomas")
+
+
+def start_logging(log_file: Path, rank: int) -> None:
+    """Everything to this rank's file; warnings of every rank, and news of rank 0, to standard error."""
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for old in logger.handlers[:]:
+        logger.removeHandler(old)
+    form = logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    for handler, level in (
+        (logging.FileHandler(log_file), logging.INFO),
+        (logging.StreamHandler(), logging.INFO if rank == 0 else logging.WARNING),
+    ):
+        handler.setFormatter(form)
+        handler.setLevel(level)
+        logger.addHandler(handler)
+    for noisy in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def environment(config_device: torch.device, world_size: int) -> dict[str, Any]:
+    """Versions and machine, so that a number can be traced to what made it."""
+    packages = ("atomas", "torch", "deepspeed", "transformers", "triton", "rdkit", "webdataset", "tokenizers")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(config_device),
+        "device_name": torch.cuda.get_device_name(config_device) if config_device.type == "cuda" else _cpu_name(),
+        "world_size": world_size,
+        "threads": torch.get_num_threads(),
+        "versions": {name: _version(name) for name in packages},
+    }
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MiB: of the allocator on CUDA, resident of the process on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object per step, flushed at once. Only rank 0 makes one."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; numbers are kept in full."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Training records of all attempts of a run in step order; where attempts overlap, the later one counts.
+
+    A last line that a kill cut off is left out.
+    """
+    by_step: dict[tuple[str, int], dict[str, Any]] = {}
+    attempts = sorted((run / "attempts").glob("*/metrics.jsonl"), key=lambda path: int(path.parent.name))
+    for path in attempts:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            by_step[record["kind"], record["step"]] = record
+    return [by_step[key] for key in sorted(by_step, key=lambda key: (key[1], key[0]))]
+
+
+class Progress:
+    """A live bar on a terminal; single lines, every `every` steps, where output goes to a file."""
+
+    def __init__(self, *, start: int, total: int, every: int, enabled: bool) -> None:
+        self._every, self._total = every, total
+        self._started, self._start = time.monotonic(), start
+        self._enabled = enabled
+        self._bar = tqdm(
+            total=total, initial=start, unit="step", disable=not (enabled and sys.stderr.isatty()), dynamic_ncols=True
+        )
+
+    def step(self, step: int, shown: dict[str, float]) -> None:
+        """`step` optimizer steps are done."""
+        if not self._bar.disable:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+            self._bar.update(1)
+        elif self._enabled and (step % self._every == 0 or step == self._total):
+            rate = (step - self._start) / max(1e-9, time.monotonic() - self._started)
+            left = (self._total - step) / max(1e-9, rate)
+            values = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            logger.info("step %d/%d  %s  %.2f steps/s  %s left", step, self._total, values, rate, _clock(left))
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
