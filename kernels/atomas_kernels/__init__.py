@@ -1,1 +1,26 @@
 """Operators of the Atomas method. Standalone: needs torch, and triton where there is a GPU."""
+
+from atomas_kernels.api import (
+    cluster_merge,
+    contrastive_cross_entropy,
+    dpc_knn,
+    info_nce,
+    lm_cross_entropy,
+    momentum_update,
+    segment_softmax,
+    token_interaction,
+)
+from atomas_kernels.registry import active_backend, set_backend
+
+__all__ = [
+    "active_backend",
+    "cluster_merge",
+    "contrastive_cross_entropy",
+    "dpc_knn",
+    "info_nce",
+    "lm_cross_entropy",
+    "momentum_update",
+    "segment_softmax",
+    "set_backend",
+    "token_interaction",
+]

@@ -1,0 +1,71 @@
+"""Adaptive polymerisation: density-peak clustering and merging (method.md 3.1)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from atomas_kernels import checks
+from atomas_kernels.reference.segments import compute_dtype, segment_index
+
+_WEIGHT_FLOOR = 1e-6
+
+
+def dpc_knn(tokens: Tensor, lengths: Tensor, *, ratio: float, k: int) -> tuple[Tensor, Tensor]:
+    """See `atomas_kernels.dpc_knn`."""
+    sizes = checks.segment_sizes("lengths", lengths, tokens.shape[0])
+    counts = cluster_counts(lengths, ratio)
+    parts = compute_dtype(tokens).split(sizes)
+    labels = [_cluster_one(x, clusters, k) for x, clusters in zip(parts, counts.tolist(), strict=True)]
+    assignment = torch.cat(labels) if labels else lengths.new_empty(0)
+    return assignment, counts
+
+
+def cluster_counts(lengths: Tensor, ratio: float) -> Tensor:
+    """K_i = ceil(ratio * N_i) in float64; the 1e-9 keeps a product such as 0.07 * 100 = 7.000000000000001 at
+    7.
+    """
+    counts = torch.ceil(lengths.double() * ratio - 1e-9).long()
+    return torch.minimum(counts.clamp(min=1), lengths)
+
+
+def _cluster_one(x: Tensor, clusters: int, k: int) -> Tensor:
+    """Assignment [N] of one sequence's tokens [N, D]."""
+    n = x.shape[0]
+    if n == 0:
+        return torch.empty(0, dtype=torch.int64, device=x.device)
+    # Differences, not the Gram form: that loses the small distances, and with them exact ties of equal
+    # tokens.
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(max(x.shape[1], 1))
+    distance = distance.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    nearest = distance.topk(min(k, n), largest=False).values
+    density = (-nearest.square().mean(dim=1)).exp()
+
+    index = torch.arange(n, device=x.device)
+    denser = (density > density[:, None]) | ((density == density[:, None]) & (index < index[:, None]))
+    delta = torch.where(denser, distance, torch.inf).amin(dim=1)
+    delta = torch.where(denser.any(dim=1), delta, distance.max())
+    importance = (density * delta).nan_to_num(nan=0.0, posinf=torch.inf)
+
+    centres = importance.argsort(descending=True, stable=True)[:clusters]
+    assignment = distance[:, centres].argmin(dim=1)
+    assignment[centres] = torch.arange(clusters, device=x.device)
+    return assignment
+
+
+def cluster_merge(
+    tokens: Tensor, weight: Tensor, assignment: Tensor, lengths: Tensor, cluster_lengths: Tensor
+) -> Tensor:
+    """See `atomas_kernels.cluster_merge`."""
+    checks.segment_sizes("lengths", lengths, tokens.shape[0])
+    total = int(cluster_lengths.sum())
+    checks.segment_sizes("cluster_lengths", cluster_lengths, total)
+    sequence = segment_index(lengths)
+    checks.index_range("assignment", assignment, cluster_lengths[sequence])
+
+    first = cluster_lengths.cumsum(0) - cluster_lengths
+    cluster = first[sequence] + assignment
+    x, w = compute_dtype(tokens), compute_dtype(weight)
+    weight_sum = w.new_zeros(total).index_add(0, cluster, w)
+    weighted_sum = x.new_zeros(total, x.shape[1]).index_add(0, cluster, x * w[:, None])
+    return (weighted_sum / (weight_sum + _WEIGHT_FLOOR)[:, None]).to(tokens.dtype)

@@ -1,0 +1,62 @@
+"""Cross entropy over a large vocabulary without the logits of a whole batch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from atomas_kernels import checks
+from atomas_kernels.reference.segments import compute_dtype
+
+_LOGITS_PER_CHUNK = 1 << 24
+"""Entries of one chunk [rows, V]; 64 MiB in float32."""
+
+
+def lm_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, ignore_index: int) -> Tensor:
+    """See `atomas_kernels.lm_cross_entropy`."""
+    valid = (labels != ignore_index).nonzero().squeeze(1)
+    labels = labels[valid]
+    checks.index_range("labels", labels, weight.shape[0])
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden[valid], weight, labels)
+    return loss
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross entropy of hidden [n, D] @ weight^T; both gradients are finished in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        n, vocabulary = hidden.shape[0], weight.shape[0]
+        accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        loss = torch.zeros((), dtype=accumulate, device=hidden.device)
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=accumulate) if need_weight else None
+
+        rows = max(1, _LOGITS_PER_CHUNK // max(vocabulary, 1))
+        for start in range(0, n, rows):
+            h, target = hidden[start : start + rows], labels[start : start + rows, None]
+            logits = compute_dtype(h @ weight.T)
+            normaliser = logits.logsumexp(dim=1, keepdim=True)
+            loss += (normaliser - logits.gather(1, target)).sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            gradient = logits.sub_(normaliser).exp_()
+            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+            gradient = gradient.div_(n).to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(gradient, weight, out=grad_hidden[start : start + rows])
+            if grad_weight is not None:
+                grad_weight += gradient.T @ h
+
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return loss / max(n, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad_hidden, grad_weight = (
+            None if g is None else (g * grad_loss).to(g.dtype) for g in ctx.saved_tensors
+        )
+        return grad_hidden, grad_weight, None

@@ -1,0 +1,124 @@
+"""Which backend runs an operator: `ATOMAS_KERNELS` or `set_backend`, else the fastest one that can run.
+
+`auto` takes the first of an operator's backends that supports the tensor's device and dtype and can be
+imported; one that cannot be imported is passed over with a single log line. A backend chosen by name is used
+for every operator that it implements, and raises where it cannot run; the operators that it does not
+implement keep to the reference.
+"""
+
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "reference", "native", "triton")
+
+_log = logging.getLogger("atomas_kernels")
+_HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """One operator in one backend."""
+
+    backend: str
+    target: str
+    """`module:function`, imported on first use."""
+    device: str | None = None
+    """Device type that it runs on; None: any."""
+    dtypes: tuple[torch.dtype, ...] | None = None
+    """Token dtypes that it takes; None: any."""
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot run there, or None."""
+        if self.device is not None and device.type != self.device:
+            return f"it runs on {self.device}, the tensors are on {device.type}"
+        if self.dtypes is not None and dtype not in self.dtypes:
+            return f"it does not take {dtype}"
+        return _import_error(self.target)
+
+
+def _reference(module: str, name: str) -> Implementation:
+    return Implementation(backend="reference", target=f"atomas_kernels.reference.{module}:{name}")
+
+
+_IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
+    "segment_softmax": (_reference("segments", "segment_softmax"),),
+    "dpc_knn": (_reference("clustering", "dpc_knn"),),
+    "cluster_merge": (_reference("clustering", "cluster_merge"),),
+    "token_interaction": (_reference("interaction", "token_interaction"),),
+    "info_nce": (_reference("contrastive", "info_nce"),),
+    "contrastive_cross_entropy": (_reference("contrastive", "contrastive_cross_entropy"),),
+    "lm_cross_entropy": (_reference("language_model", "lm_cross_entropy"),),
+    "momentum_update": (_reference("momentum", "momentum_update"),),
+}
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend of all operators in this process: one of `auto`, `reference`, `native`, `triton`.
+
+    Raises ValueError for another name. It overrides the environment variable `ATOMAS_KERNELS`.
+    """
+    global _chosen
+    _chosen = _checked(name, "backend")
+
+
+def active_backend(op: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """Name of the backend that runs operator `op` for tokens of this device and dtype.
+
+    Raises ValueError for an unknown operator, RuntimeError if the chosen backend cannot run there.
+    """
+    return _select(op, torch.device(device), dtype).backend
+
+
+def implementation(op: str, tokens: Tensor) -> Callable[..., Any]:
+    """The function that runs operator `op` on tensors like `tokens`."""
+    return _function(_select(op, tokens.device, tokens.dtype).target)
+
+
+def _select(op: str, device: torch.device, dtype: torch.dtype) -> Implementation:
+    if op not in _IMPLEMENTATIONS:
+        raise ValueError(f"op: no operator {op!r}; there are {', '.join(_IMPLEMENTATIONS)}")
+    candidates = _IMPLEMENTATIONS[op]
+    if _chosen == "auto":
+        return next(c for c in candidates if c.obstacle(device, dtype) is None)
+    named = [c for c in candidates if c.backend == _chosen]
+    if not named:
+        return candidates[-1]
+    obstacles = [c.obstacle(device, dtype) for c in named]
+    for candidate, obstacle in zip(named, obstacles, strict=True):
+        if obstacle is None:
+            return candidate
+    raise RuntimeError(f"{op}: the backend {_chosen!r} was chosen but cannot run: {obstacles[0]}")
+
+
+@cache
+def _import_error(target: str) -> str | None:
+    try:
+        _function(target)
+    except ImportError as error:
+        _log.warning("atomas_kernels: %s is not available (%s); another backend is used", target, error)
+        return str(error)
+    return None
+
+
+@cache
+def _function(target: str) -> Callable[..., Any]:
+    module, _, name = target.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: no backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    return name
+
+
+_chosen = _checked(os.environ.get("ATOMAS_KERNELS", "auto"), "ATOMAS_KERNELS")
