@@ -1,0 +1,98 @@
+"""Molecules through RDKit: parsed, validated, identified."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from rdkit import Chem, rdBase
+from rdkit.Chem.Scaffolds import MurckoScaffold
+
+from atomas.data.hazards import LONG_SMILES, NOT_IN_T5, SHORT_SMILES
+
+
+class InvalidMoleculeError(ValueError):
+    """RDKit refuses the molecule; the message is its reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Molecule:
+    """One valid molecule.
+
+    `smiles` is as written, unescaped. `inchikey` identifies the molecule; where there is no standard
+    InChI (wildcard atoms), it is "SMILES:" and 27 hexadecimal digits of the SHA-256 of `canonical_smiles`.
+    """
+
+    smiles: str
+    canonical_smiles: str
+    inchikey: str
+    hazards: tuple[str, ...]
+
+
+def parse_molecule(raw: str) -> Molecule:
+    """Unescape, parse, validate and identify the SMILES `raw`.
+
+    Raises InvalidMoleculeError with RDKit's reason.
+    """
+    smiles = unescape_smiles(raw.strip())
+    mol = to_mol(smiles)
+    with rdBase.BlockLogs():
+        canonical_smiles = Chem.MolToSmiles(mol)
+        inchikey = Chem.MolToInchiKey(mol)
+    num_heavy_atoms = mol.GetNumHeavyAtoms()
+    found = {
+        "doubled_backslash": smiles != raw.strip(),
+        "not_canonical": smiles != canonical_smiles,
+        "multi_component": "." in smiles,
+        "wildcard_atom": "*" in canonical_smiles,
+        "no_heavy_atom": num_heavy_atoms == 0,
+        "single_atom": num_heavy_atoms == 1,
+        "no_inchikey": not inchikey,
+        "short_smiles": len(smiles) < SHORT_SMILES,
+        "long_smiles": len(smiles) > LONG_SMILES,
+        "smiles_outside_t5": not NOT_IN_T5.isdisjoint(smiles),
+    }
+    return Molecule(
+        smiles=smiles,
+        canonical_smiles=canonical_smiles,
+        inchikey=inchikey or f"SMILES:{hashlib.sha256(canonical_smiles.encode()).hexdigest()[:27]}",
+        hazards=tuple(name for name, is_found in found.items() if is_found),
+    )
+
+
+def unescape_smiles(smiles: str) -> str:
+    r"""Turn doubled backslashes into single ones; idempotent.
+
+    Two bond symbols never follow each other in SMILES, so that `\\` can only be an escaped `\`.
+    """
+    return re.sub(r"\\{2,}", r"\\", smiles)
+
+
+def to_mol(smiles: str) -> Chem.Mol:
+    """Parse without a word on stderr; raises InvalidMoleculeError with RDKit's reason."""
+    if any(character.isspace() for character in smiles):
+        raise InvalidMoleculeError("white space inside the SMILES")
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromSmiles(smiles)
+    if mol is None:
+        with rdBase.CaptureErrorLog() as log:
+            Chem.MolFromSmiles(smiles)
+        raise InvalidMoleculeError(_first_reason(log.messages))
+    if mol.GetNumAtoms() == 0:
+        raise InvalidMoleculeError("no atoms")
+    return mol
+
+
+def murcko_scaffold(smiles: str) -> str:
+    """Canonical SMILES of the Bemis-Murcko scaffold, without stereo; "" for an acyclic molecule."""
+    with rdBase.BlockLogs():
+        return str(MurckoScaffold.MurckoScaffoldSmiles(mol=to_mol(smiles), includeChirality=False))
+
+
+def skeleton(inchikey: str) -> str:
+    """What an InChIKey says of the connectivity alone: its first block (no stereo, isotopes, protonation)."""
+    return inchikey if inchikey.startswith("SMILES:") else inchikey.partition("-")[0]
+
+
+def _first_reason(log: str) -> str:
+    first = next((line for line in log.splitlines() if line.strip()), "RDKit gives no reason")
+    return re.sub(r"^\[[\d:]+\]\s*", "", first).strip()
