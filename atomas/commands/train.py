@@ -1,10 +1,43 @@
-"""`atomas train`."""
+"""`atomas train`: one process of a training run; a launcher starts as many as there are ranks."""
 
 import argparse
+import sys
 from typing import Any
 
 
 def register(subparsers: Any) -> None:
     """Add `atomas train` to the command line."""
-    parser: argparse.ArgumentParser = subparsers.add_parser("train")
-    parser.set_defaults(run=None)
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "train",
+        help="train a model, or continue a run",
+        description="Train a model. Every key of the configuration is an option: --section.field value\n"
+        "(`atomas config keys` lists them). A run that has a checkpoint is continued.",
+        epilog="Examples:\n"
+        "  atomas train --config configs/train/demo.yaml --run.name mine\n"
+        "  torchrun --nproc-per-node 2 -m atomas train --config configs/train/demo.yaml --deepspeed.zero_stage 3\n"
+        "  srun --ntasks-per-node 8 atomas train --config configs/train/molt5-base.yaml\n"
+        "\nExit code: 0 done, 2 a mistake in the input, 75 stopped by a signal or a KILL file after saving.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file; without it, the defaults")
+    # deepspeed's launcher appends it; the placement comes from the environment
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
+    parser.set_defaults(run=_run, overrides=True)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from atomas.config_file import load_config
+
+    config = load_config(args.config, args.overrides)
+    from pathlib import Path
+
+    from atomas.errors import AtomasError
+
+    if not (Path(config.data.corpus) / "index.json").is_file():  # before torch is imported: seconds matter here
+        raise AtomasError(
+            f"data.corpus = {config.data.corpus!r} is not a corpus (it has no index.json); "
+            "make one with `atomas data build` or `atomas data demo`"
+        )
+    from atomas.training.loop import train
+
+    sys.exit(train(config))

@@ -1,0 +1,101 @@
+"""The folder of a run: configuration, one attempt per start, checkpoints.
+
+    runs/NAME/config.yaml            the configuration of the newest attempt
+              attempts/1/            env.json, deepspeed.json, metrics.jsonl, rank_0000.log, ...
+              checkpoints/step_*/    published checkpoints
+              LATEST, BEST           names of the newest and of the best checkpoint
+              KILL, SAVE             make one of these files to stop the run, or to save now
+"""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from atomas.config import Config
+from atomas.config_file import dump_config
+from atomas.errors import AtomasError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDirectory:
+    """Paths of one run and of the attempt that is running now."""
+
+    path: Path
+    attempt: int
+
+    @classmethod
+    def open(cls, config: Config, *, is_rank_zero: bool, attempt: int | None = None) -> "RunDirectory":
+        """Make the folders and count the attempt; ranks other than 0 are told the attempt's number.
+
+        Raises:
+            AtomasError: the folder cannot be written.
+        """
+        path = Path(config.run.output_dir) / config.run.name
+        if not is_rank_zero:
+            assert attempt is not None
+            return cls(path=path, attempt=attempt)
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (path / "attempts").mkdir(exist_ok=True)
+            numbers = [int(p.name) for p in (path / "attempts").iterdir() if p.name.isdigit()]
+            run = cls(path=path, attempt=max(numbers, default=0) + 1)
+            run.attempt_path.mkdir()
+            (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        except OSError as error:
+            raise AtomasError(f"run folder {path} cannot be written: {error}") from None
+        return run
+
+    @property
+    def attempt_path(self) -> Path:
+        """Logs and metrics of this start."""
+        return self.path / "attempts" / str(self.attempt)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Published checkpoints."""
+        return self.path / "checkpoints"
+
+    def point(self, name: str, checkpoint: Path) -> None:
+        """Let LATEST or BEST name a checkpoint; a reader sees the old name or the new one."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(checkpoint.name + "\n", encoding="utf-8")
+        temporary.replace(self.path / name)
+
+    def pointed(self, name: str) -> Path | None:
+        """The checkpoint that LATEST or BEST names, if it is still there."""
+        try:
+            checkpoint = self.checkpoints / (self.path / name).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+        return checkpoint if checkpoint.is_dir() else None
+
+    def kill_requested(self) -> bool:
+        """Somebody made a file KILL."""
+        return (self.path / "KILL").exists()
+
+    def take_save_request(self) -> bool:
+        """Somebody made a file SAVE; it is removed, so that it counts once."""
+        try:
+            (self.path / "SAVE").unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+
+class StopSignal:
+    """SIGTERM, SIGINT and SIGUSR1 only set a flag: the ranks agree on it at the next step boundary.
+
+    A handler that saved at once would wait in a collective for ranks that have not been signalled.
+    A second SIGINT interrupts at once, for a person at a terminal.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name

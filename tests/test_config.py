@@ -1,0 +1,126 @@
+"""Configuration: strict, quick, and every mistake in one line with a place and a way out."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from atomas.config import Config
+from atomas.config_file import config_keys, dump_config, load_config
+from atomas.errors import AtomasError
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_round_trip(tmp_path: Path) -> None:
+    config = load_config(None, ["--run.name", "x", "--model.ratios", "[0.5]", "--loss.level_weights", "[1, 2]"])
+    assert load_config(write(tmp_path / "c.yaml", dump_config(config))) == config
+    assert (config.model.ratios, config.loss.level_weights) == ((0.5,), (1.0, 2.0))
+
+
+def test_extends_and_overrides(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "training: {max_steps: 5, log_every: 2}\noptimizer:\n  learning_rate: 1e-3\n")
+    child = write(tmp_path / "child.yaml", "extends: base.yaml\ntraining: {max_steps: 7}\n")
+    config = load_config(child, ["--training.log-every=3"])
+    assert dataclasses.astuple(config.training)[0] == 7
+    assert config.training.log_every == 3
+    assert config.optimizer.learning_rate == 1e-3  # YAML 1.1 alone would read text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data:\n  corpus: a\n  batchsize: 3\n", r"c\.yaml:3: unknown key 'data\.batchsize'; did you mean 'data\.batch_size'\?"),
+        ("dta:\n  corpus: a\n", r"c\.yaml:1: unknown section 'dta'; did you mean 'data'\?"),
+        ("data:\n  learning_rate: 1\n", r"c\.yaml:2: .*did you mean 'optimizer\.learning_rate'\?"),
+        ("data:\n  batch_size: many\n", r"c\.yaml:2: data\.batch_size = 'many' must be a whole number"),
+        ("data:\n  batch_size: 2.5\n", r"c\.yaml:2: data\.batch_size = 2\.5 must be a whole number"),
+        ("data:\n  batch_size: true\n", r"c\.yaml:2: data\.batch_size = True must be a whole number"),
+        ("\ntraining:\n  max_steps: 0\n", r"c\.yaml:3: training\.max_steps = 0: must be at least 1"),
+        ("loss:\n  task: genmo\n", r"c\.yaml:2: loss\.task = 'genmo' must be one of .*did you mean genmol\?"),
+        ("loss:\n  alpha: .nan\n", r"c\.yaml:2: loss\.alpha = nan must be a number"),
+        ("model:\n  ratios: 0.5\n", r"c\.yaml:2: model\.ratios = 0\.5 must be a list"),
+        ("model:\n  d_model: 100\n", r"model\.d_model = 100 is not divisible"),
+        ("data: [1]\n", r"c\.yaml:1: section 'data' must be a mapping"),
+        ("- a\n", r"c\.yaml:1: the file must be a mapping"),
+        ("a: [\n", r"c\.yaml:2: not valid YAML"),
+        ("data:\n  corpus: a\n  corpus: b\n", r"c\.yaml:3: 'corpus' is given twice"),
+        ("extends: c.yaml\n", r"extends itself"),
+        ("extends: none.yaml\n", r"config file .*none\.yaml does not exist"),
+        ("data:\n  corpus: !!python/object:os.system x\n", r"c\.yaml:2: could not determine a constructor"),
+        ("loss:\n  level_weights: [1]\n", r"loss\.level_weights has 1 entries, model\.ratios makes 3 levels"),
+        ("loss: {global_weight: 0, hierarchical_weight: 0, lm_weight: 0}\n", r"every loss weight is 0"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_file(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(AtomasError, match=message) as caught:
+        load_config(write(tmp_path / "c.yaml", text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--data.batchsize", "3"], r"--data\.batchsize: unknown key .*did you mean 'data\.batch_size'\?"),
+        (["--data.batch_size"], r"--data\.batch_size needs a value"),
+        (["--data.batch_size", "x"], r"--data\.batch_size: data\.batch_size = 'x' must be a whole number"),
+        (["batch_size"], r"unexpected argument 'batch_size'"),
+    ],
+)
+def test_mistakes_in_overrides(overrides: list[str], message: str) -> None:
+    with pytest.raises(AtomasError, match=message):
+        load_config(None, overrides)
+
+
+def test_every_key_is_documented_and_bounded() -> None:
+    source = Path(sys.modules[Config.__module__].__file__ or "").read_text(encoding="utf-8")
+    for key in config_keys():
+        name = key.split(".")[1]
+        assert re.search(rf'    {name}: [^\n]+\n    """', source), f"{key} has no docstring"
+
+
+def test_shipped_configurations_load() -> None:
+    files = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+    assert files
+    for file in files:
+        if file.parent.name != "clusters":
+            load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["train", "--config", "missing.yaml"], 2),
+        (["train", "--data.batchsize", "3"], 2),
+        (["evaluate", "--help"], 0),
+        (["data", "--help"], 0),
+        (["verify", "--help"], 0),
+        (["config", "explain", "data.batchsize"], 2),
+    ],
+)
+def test_help_and_errors_are_quick(arguments: list[str], code: int) -> None:
+    """Half a second is promised; the best of several counts, since other work may share the machine."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "atomas", *arguments], capture_output=True, text=True, check=False
+        )
+        times.append(time.perf_counter() - started)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        if times[-1] < 0.5:
+            break
+    assert min(times) < 0.5
+    if code == 2:
+        assert done.stderr.startswith("atomas: error: ")
+        assert done.stderr.count("\n") == 1
