@@ -1,0 +1,85 @@
+"""Adaptive polymerisation: the tokens of one level become the tokens of the next (method section 3.1)."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atomas.data.batching import length_buckets
+from atomas.model.layers import LayerNorm, Linear, SequenceConvolution, at_least_float32, full_precision
+from atomas.model.ragged import PaddedRows, flatten, positions
+from atomas_kernels import cluster_merge, dpc_knn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polymerized:
+    """The tokens of the next level, and which tokens each of them was made of."""
+
+    tokens: Tensor
+    """[sum K_i, D]"""
+    lengths: Tensor
+    """[B] int64, K_i = ceil(ratio * N_i)"""
+    assignment: Tensor
+    """[T] int64: for every token of the level below, its cluster's number within its sequence"""
+
+
+class Polymerization(nn.Module):
+    """One step from level l to l + 1 of one modality."""
+
+    def __init__(self, width: int, *, ratio: float, neighbours: int, heads: int, token_budget: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.neighbours = neighbours
+        self.convolution = SequenceConvolution(width)
+        self.norm = LayerNorm(width)
+        self.score = Linear(width, 1)
+        self.attention = ClusterAttention(width, heads=heads, token_budget=token_budget)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Polymerized:
+        """[T, D] flat tokens of B sequences and their [B] lengths, to clusters of each sequence."""
+        x = at_least_float32(tokens)
+        x = self.norm(x + self.convolution(x, positions(lengths)))
+        score = self.score(x).squeeze(1)
+        with full_precision(x.device):
+            assignment, cluster_lengths = dpc_knn(x, lengths, ratio=self.ratio, k=self.neighbours)
+            merged = cluster_merge(x, score.exp(), assignment, lengths, cluster_lengths)
+        tokens = merged + self.attention(merged, cluster_lengths, x, lengths, score)
+        return Polymerized(tokens=tokens, lengths=cluster_lengths, assignment=assignment)
+
+
+class ClusterAttention(nn.Module):
+    """Clusters read the tokens of the level below: pre-norm attention, the key's score added to its logits."""
+
+    def __init__(self, width: int, *, heads: int, token_budget: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.token_budget = token_budget
+        self.norm = LayerNorm(width)
+        self.query = Linear(width, width)
+        self.key_value = Linear(width, 2 * width)
+        self.output = Linear(width, width)
+
+    def forward(
+        self, merged: Tensor, cluster_lengths: Tensor, tokens: Tensor, lengths: Tensor, score: Tensor
+    ) -> Tensor:
+        """Queries [sum K_i, D], keys and values [T, D] and their scores [T] -> [sum K_i, D]."""
+        query = self.query(self.norm(merged))
+        key, value = self.key_value(self.norm(tokens)).chunk(2, dim=1)
+        blocks, outputs = [], []
+        for rows in length_buckets(lengths, self.token_budget):
+            clusters, members = PaddedRows.of(cluster_lengths, rows), PaddedRows.of(lengths, rows)
+            bias = members.pad(score).masked_fill(~members.mask, float("-inf"))
+            with full_precision(tokens.device):
+                attended = F.scaled_dot_product_attention(
+                    self._split_heads(clusters.pad(query)),
+                    self._split_heads(members.pad(key)),
+                    self._split_heads(members.pad(value)),
+                    attn_mask=bias[:, None, None, :],
+                )
+            blocks.append(clusters)
+            outputs.append(attended.transpose(1, 2).flatten(2))
+        return self.output(flatten(blocks, outputs))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """[n, L, D] -> [n, heads, L, D / heads]."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
