@@ -1,8 +1,8 @@
 """Hierarchical adaptive alignment: every level of every text against every molecule (method section 3).
 
 Each rank clusters its own b pairs and scores its own texts against the molecules of all ranks; the [b, B]
-blocks are gathered, and every rank closes the same loss over [B, B]. With the exact gather and averaged gradients
-this is the gradient of the global batch.
+blocks are gathered, and every rank closes the same loss over [B, B]. With the exact gather and averaged
+gradients this is the gradient of the global batch.
 """
 
 import math

@@ -118,9 +118,8 @@ def build_t5(model: ModelConfig, vocab_size: int, *, decoder: bool) -> Any:
 
     Raises AtomasError if `model.pretrained` holds no T5 checkpoint.
     """
-    kind = T5ForConditionalGeneration if decoder else T5EncoderModel
     if model.pretrained:
-        return _load_t5(kind, model, vocab_size)
+        return _load_t5(model, vocab_size, decoder=decoder)
     config = T5Config(
         vocab_size=vocab_size,
         d_model=model.d_model,
@@ -133,25 +132,30 @@ def build_t5(model: ModelConfig, vocab_size: int, *, decoder: bool) -> Any:
         dropout_rate=model.dropout_rate,
         tie_word_embeddings=model.tie_word_embeddings,
         decoder_start_token_id=0,
-        attn_implementation="sdpa",
     )
-    t5 = kind(config)
-    if decoder and not model.tie_word_embeddings:
-        untie(t5)
+    return t5_from_config(config, decoder=decoder, tied=model.tie_word_embeddings)
+
+
+def t5_from_config(config: Any, *, decoder: bool, tied: bool) -> Any:
+    """T5 with random weights from a `T5Config`.
+
+    `tied` says whether embedding and output layer share their weight: transformers 5 always builds T5 tied, and
+    takes `tie_word_embeddings` to say whether the decoder's outputs are scaled.
+    """
+    config._attn_implementation = "sdpa"
+    if not decoder:
+        return T5EncoderModel(config)
+    t5 = T5ForConditionalGeneration(config)
+    if not tied:
+        # The input of an output layer of its own is not scaled: this spread starts logits at unit variance.
+        t5.lm_head.weight = nn.Parameter(torch.randn_like(t5.shared.weight) * config.d_model**-0.5)
+        t5._tied_weights_keys = {k: v for k, v in t5._tied_weights_keys.items() if k != "lm_head.weight"}
+        t5.all_tied_weights_keys.pop("lm_head.weight", None)
     return t5
 
 
-def untie(t5: Any) -> None:
-    """Give the output layer a weight of its own, in place; transformers 5 always builds T5 tied.
-
-    Drawn with standard deviation 1 / sqrt(D): its input is not scaled, and logits start at unit variance.
-    """
-    t5.lm_head.weight = nn.Parameter(torch.randn_like(t5.shared.weight) * t5.config.d_model**-0.5)
-    t5._tied_weights_keys = {k: v for k, v in t5._tied_weights_keys.items() if k != "lm_head.weight"}
-    t5.all_tied_weights_keys.pop("lm_head.weight", None)
-
-
-def _load_t5(kind: Any, model: ModelConfig, vocab_size: int) -> Any:
+def _load_t5(model: ModelConfig, vocab_size: int, *, decoder: bool) -> Any:
+    kind = T5ForConditionalGeneration if decoder else T5EncoderModel
     where = f"model.pretrained = {model.pretrained!r}"
     try:
         config = AutoConfig.from_pretrained(model.pretrained)

@@ -48,7 +48,7 @@ class Polymerization(nn.Module):
 
 
 class ClusterAttention(nn.Module):
-    """Clusters read the tokens of the level below: pre-norm attention, the key's score added to its logits."""
+    """Clusters read the tokens of the level below: pre-norm attention with a score on every key."""
 
     def __init__(self, width: int, *, heads: int, token_budget: int) -> None:
         super().__init__()
