@@ -1,10 +1,203 @@
-"""`atomas data`."""
+"""`atomas data`: build, inspect and fetch corpora; generate the demo corpus."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from atomas.errors import AtomasError
 
 
 def register(subparsers: Any) -> None:
-    """Add `atomas data` to the command line."""
-    parser: argparse.ArgumentParser = subparsers.add_parser("data")
-    parser.set_defaults(run=None)
+    """Add `atomas data` and its four sub-commands to the command line."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "data",
+        help="pair files into shards; look at them; download; generate",
+        description="Build, inspect, fetch or generate corpora of molecule-text pairs.",
+    )
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    _register_build(commands)
+    _register_inspect(commands)
+    _register_fetch(commands)
+    _register_demo(commands)
+
+
+def _register_build(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "build",
+        help="pair files -> shards",
+        description=(
+            "Turn pair files (TSV, CSV, JSONL, Parquet; .gz; ARCHIVE.zip:MEMBER) into a corpus of shards. "
+            "Every molecule is validated with RDKit; rejected rows go to DIR/rejected.jsonl with the reason."
+        ),
+        epilog="Examples:  atomas data build pairs.tsv --out corpus --fractions train=0.9,validation=0.1  |  "
+        "atomas data build --split train=train.txt validation=validation.txt --out corpus --exclude other",
+    )
+    parser.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="pair file (split `train`, or --fractions)"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--split", nargs="+", action="extend", metavar="NAME=FILE", help="pair file of a named split"
+    )
+    parser.add_argument(
+        "--fractions", nargs="+", metavar="NAME=SHARE", help="split at random, e.g. train=0.9,validation=0.1"
+    )
+    parser.add_argument(
+        "--by",
+        choices=("random", "scaffold"),
+        default="random",
+        help="with --fractions: keep the rows of a molecule (random) or of a Bemis-Murcko scaffold together",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random order (default 0)")
+    parser.add_argument(
+        "--exclude",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="DIR|FILE",
+        help="leave out the molecules of this corpus or pair file (compared by InChIKey)",
+    )
+    parser.add_argument(
+        "--exclude-by",
+        choices=("molecule", "skeleton"),
+        default="molecule",
+        help="whole InChIKey, or only its first block (leaves out stereoisomers as well)",
+    )
+    parser.add_argument("--smiles-column", metavar="NAME", help="default: smiles, isosmiles, ...")
+    parser.add_argument("--text-column", metavar="NAME", help="default: description, text, caption, summary")
+    parser.add_argument("--id-column", metavar="NAME", help="default: cid, id, or else the line number")
+    parser.add_argument(
+        "--columns", metavar="A,B,...", help="the column names of files that have no header line"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: every core)")
+    parser.add_argument("--overwrite", action="store_true", help="delete DIR first if it is not a corpus")
+    parser.set_defaults(run=_build)
+
+
+def _register_inspect(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "inspect",
+        help="counts, lengths, hazards and some records of a corpus",
+        description="Read a whole corpus, verify its checksums, and show what is in it.",
+        epilog="Example:  atomas data inspect corpus --tokenizer t5 --samples 3",
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="a built corpus")
+    parser.add_argument(
+        "--tokenizer", metavar="SPEC", help="count tokens as well: a tokenizer's folder or hub name"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=3, metavar="N", help="records shown a split (default 3)"
+    )
+    parser.set_defaults(run=_inspect)
+
+
+def _register_fetch(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "fetch",
+        help="download a public data set",
+        description="Download the pair files of a public data set: checked, resumable.",
+        epilog="Example:  atomas data fetch chebi-20 --out downloads/chebi-20",
+    )
+    parser.add_argument("dataset", choices=("chebi-20",), help="data set")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--base-url", metavar="URL", help="a mirror: the folder that holds the files")
+    parser.set_defaults(run=_fetch)
+
+
+def _register_demo(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "demo",
+        help="generate the demo corpus",
+        description="Generate a corpus of molecules and descriptions with known fragment-to-phrase links.",
+        epilog="Example:  atomas data demo --pairs 10000 --seed 0 --out corpus",
+    )
+    parser.add_argument("--pairs", type=int, default=10_000, help="molecule-text pairs (default 10000)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same corpus (default 0)")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: every core)")
+    parser.set_defaults(run=_demo)
+
+
+def _build(args: argparse.Namespace) -> None:
+    files = _files_by_split(args.inputs, args.split)
+    fractions = _parse_fractions(args.fractions) if args.fractions else None
+    if fractions and args.split:
+        raise AtomasError(
+            "--split and --fractions exclude each other: give the files as INPUT with --fractions"
+        )
+
+    from atomas.data.build import BuildOptions, build_corpus
+    from atomas.data.report import make_console, print_index
+    from atomas.data.sources import Columns
+
+    options = BuildOptions(
+        columns=Columns(
+            smiles=args.smiles_column,
+            text=args.text_column,
+            id=args.id_column,
+            header=tuple(args.columns.split(",")) if args.columns else None,
+        ),
+        fractions=fractions,
+        by=args.by,
+        seed=args.seed,
+        exclude=args.exclude,
+        exclude_by=args.exclude_by,
+        workers=args.workers,
+        overwrite=args.overwrite,
+    )
+    index = build_corpus(files, args.out, options)
+    print_index(make_console(), args.out, index)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from atomas.data.inspect import inspect_corpus
+
+    inspect_corpus(args.directory, tokenizer=args.tokenizer, samples=args.samples)
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from atomas.data.fetch import DATASETS, fetch
+
+    fetch(DATASETS[args.dataset], args.out, base_url=args.base_url)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from atomas.data.demo import build_demo_corpus
+    from atomas.data.report import make_console, print_index
+    from atomas.data.shards import Corpus
+
+    build_demo_corpus(args.out, pairs=args.pairs, seed=args.seed, workers=args.workers)
+    print_index(make_console(), args.out, Corpus.open(args.out).index)
+
+
+def _files_by_split(inputs: Sequence[str], splits: Sequence[str] | None) -> dict[str, list[str]]:
+    if inputs and splits:
+        raise AtomasError(f"{inputs[0]} has no split: write --split NAME={inputs[0]} like the others")
+    files: dict[str, list[str]] = {}
+    for pair in splits or [f"train={source}" for source in inputs]:
+        name, source = _parse_pair(pair, "--split", "train=FILE")
+        files.setdefault(name, []).append(source)
+    return files
+
+
+def _parse_fractions(words: Sequence[str]) -> dict[str, float]:
+    fractions: dict[str, float] = {}
+    for pair in ",".join(words).split(","):
+        name, share = _parse_pair(pair, "--fractions", "train=0.9,validation=0.1")
+        if name in fractions:
+            raise AtomasError(f"--fractions names {name!r} twice")
+        try:
+            fractions[name] = float(share)
+        except ValueError:
+            raise AtomasError(f"--fractions {pair}: {share!r} is not a number") from None
+    return fractions
+
+
+def _parse_pair(pair: str, option: str, example: str) -> tuple[str, str]:
+    name, separator, value = pair.partition("=")
+    if not (separator and value and name.replace("_", "").replace("-", "").isalnum()):
+        raise AtomasError(
+            f"{option} {pair!r}: write NAME=VALUE as in {example}; a name has letters, digits, - and _"
+        )
+    return name, value

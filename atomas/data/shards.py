@@ -95,7 +95,11 @@ class ShardWriter:
 
     def write(self, record: Record) -> None:
         """Append one record."""
-        self._lines.append(encode_record(record))
+        self.write_encoded(encode_record(record))
+
+    def write_encoded(self, line: bytes) -> None:
+        """Append one record that `encode_record` has encoded."""
+        self._lines.append(line)
         if len(self._lines) == self._block_size:
             self._end_block()
 
