@@ -102,7 +102,8 @@ def token_interaction(
 
     With L2-normalised tokens, S(a, b) = (sum_i w_ai max_j <t_ai, s_bj> + sum_j v_bj max_i <t_ai, s_bj>) / 2.
     A pair with an empty side scores 0. Where several tokens attain a maximum the lowest index takes the
-    gradient. A token that is not finite makes the scores of its own sequence NaN and no others.
+    gradient. A token of length below 1e-12 counts as zero and gets no gradient. A token that is not finite
+    makes the scores of its own sequence NaN and no others.
 
     Args:
         text: [T_t, D], floating, not normalised; differentiable.

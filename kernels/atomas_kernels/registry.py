@@ -41,18 +41,23 @@ class Implementation:
             return f"it runs on {self.device}, the tensors are on {device.type}"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"it does not take {dtype}"
-        return _import_error(self.target)
+        return _import_error(self.target.partition(":")[0])
 
 
 def _reference(module: str, name: str) -> Implementation:
     return Implementation(backend="reference", target=f"atomas_kernels.reference.{module}:{name}")
 
 
+def _native(name: str) -> Implementation:
+    target = f"atomas_kernels.native:{name}"
+    return Implementation(backend="native", target=target, device="cpu", dtypes=_HALF_AND_SINGLE)
+
+
 _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "segment_softmax": (_reference("segments", "segment_softmax"),),
-    "dpc_knn": (_reference("clustering", "dpc_knn"),),
-    "cluster_merge": (_reference("clustering", "cluster_merge"),),
-    "token_interaction": (_reference("interaction", "token_interaction"),),
+    "dpc_knn": (_native("dpc_knn"), _reference("clustering", "dpc_knn")),
+    "cluster_merge": (_native("cluster_merge"), _reference("clustering", "cluster_merge")),
+    "token_interaction": (_native("token_interaction"), _reference("interaction", "token_interaction")),
     "info_nce": (_reference("contrastive", "info_nce"),),
     "contrastive_cross_entropy": (_reference("contrastive", "contrastive_cross_entropy"),),
     "lm_cross_entropy": (_reference("language_model", "lm_cross_entropy"),),
@@ -99,11 +104,11 @@ def _select(op: str, device: torch.device, dtype: torch.dtype) -> Implementation
 
 
 @cache
-def _import_error(target: str) -> str | None:
+def _import_error(module: str) -> str | None:
     try:
-        _function(target)
+        importlib.import_module(module)
     except ImportError as error:
-        _log.warning("atomas_kernels: %s is not available (%s); another backend is used", target, error)
+        _log.warning("%s is not available (%s); its operators run on another backend", module, error)
         return str(error)
     return None
 

@@ -1,7 +1,6 @@
 """Weighted token interaction (method.md 3.2)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from atomas_kernels import checks
@@ -9,6 +8,8 @@ from atomas_kernels.reference.segments import compute_dtype, segment_index
 
 _SIMILARITIES_PER_BLOCK = 1 << 23
 """Entries of a block [T_t, some SMILES]; 32 MiB in float32."""
+
+_SHORTEST = 1e-12
 
 
 def token_interaction(
@@ -22,8 +23,7 @@ def token_interaction(
     """See `atomas_kernels.token_interaction`."""
     text_sizes = checks.segment_sizes("text_lengths", text_lengths, text.shape[0])
     smiles_sizes = checks.segment_sizes("smiles_lengths", smiles_lengths, smiles.shape[0])
-    t = F.normalize(compute_dtype(text), dim=1)
-    s = F.normalize(compute_dtype(smiles), dim=1)
+    t, s = _normalize(compute_dtype(text)), _normalize(compute_dtype(smiles))
     w, v = text_weight.to(t.dtype), smiles_weight.to(t.dtype)
 
     groups = _group(smiles_sizes, max(1, _SIMILARITIES_PER_BLOCK // max(t.shape[0], 1)))
@@ -62,6 +62,13 @@ def _block(
     index = segment_index(torch.tensor(smiles_sizes, device=t.device))
     column_sums = t.new_zeros(row_sums.shape).index_add(1, index, smiles_to_text)
     return (row_sums + column_sums) / 2
+
+
+def _normalize(tokens: Tensor) -> Tensor:
+    """Unit rows; a row shorter than 1e-12 becomes zero with zero gradient, where x / 1e-12 would explode."""
+    norm = torch.linalg.vector_norm(tokens, dim=1, keepdim=True)
+    short = norm < _SHORTEST
+    return (tokens / norm.masked_fill(short, 1)).masked_fill(short, 0)
 
 
 def _maximum(similarity: Tensor, dim: int) -> Tensor:

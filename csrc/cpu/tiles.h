@@ -1,0 +1,72 @@
+// The register-blocked product that the similarity and the distance matrices share.
+//
+// Tokens are packed in panels, [width][tokens of the panel], so that one step of the inner loop reads a few neighbouring
+// floats of either side. A tile is summed over the whole width in registers: every entry is added up in the same order
+// wherever it lies, so equal tokens give bitwise equal entries and ties are exact.
+#pragma once
+
+#include "vector.h"
+
+namespace atomas {
+namespace ATOMAS_ISA {
+
+// As many accumulators as the registers hold beside one row of the right side and a broadcast of the left.
+constexpr int kTileVectors = 2;
+constexpr int kTileRows = kLanes == 16 ? 12 : 6;
+constexpr int kTileColumns = kTileVectors * kLanes;
+
+struct Product {
+  static Floats add(Floats sum, Floats a, Floats b) { return sum + a * b; }
+};
+
+struct SquaredDifference {
+  static Floats add(Floats sum, Floats a, Floats b) {
+    const Floats difference = a - b;
+    return sum + difference * difference;
+  }
+};
+
+// out[i * stride + j] = sum over d of Step(left[d][i], right[d][j]) for one tile.
+template <class Step>
+inline void tile(const float* left, const float* right, int64_t width, float* out, int64_t stride) {
+  Floats sum[kTileRows][kTileVectors] = {};
+  for (int64_t d = 0; d < width; ++d) {
+    Floats b[kTileVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) b[v] = load(right + v * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      const Floats a = splat(left[i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) sum[i][v] = Step::add(sum[i][v], a, b[v]);
+    }
+    left += kTileRows;
+    right += kTileColumns;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) store(out + i * stride + v * kLanes, sum[i][v]);
+  }
+}
+
+// Packs `count` rows, scaled by scale[row] (null: 1), into panels of `panel` rows; missing rows are zero.
+inline void pack(const float* rows, const float* scale, int64_t count, int64_t width, int panel, float* out) {
+  for (int64_t first = 0; first < count; first += panel) {
+    for (int i = 0; i < panel; ++i) {
+      const int64_t row = first + i;
+      const float factor = row >= count ? 0.0f : scale == nullptr ? 1.0f : scale[row];
+      const float* from = rows + smaller(row, count - 1) * width;
+      // A factor of zero must clear what is not finite too.
+      if (factor == 0.0f) {
+        for (int64_t d = 0; d < width; ++d) out[d * panel + i] = 0.0f;
+      } else {
+        for (int64_t d = 0; d < width; ++d) out[d * panel + i] = from[d] * factor;
+      }
+    }
+    out += panel * width;
+  }
+}
+
+}  // namespace ATOMAS_ISA
+}  // namespace atomas
