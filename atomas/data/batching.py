@@ -102,8 +102,8 @@ class TokenizedPair:
 def length_buckets(lengths: Tensor, token_budget: int) -> list[Tensor]:
     """Group rows of like length so that (rows of a group) x (its longest row) stays within `token_budget`.
 
-    `lengths` is [B] int. Returns int64 index tensors on the device of `lengths` that partition 0 .. B - 1, the
-    group of the longest rows first. A row that is longer than the budget is a group of its own.
+    `lengths` is [B] int. Returns int64 index tensors on the device of `lengths` that partition 0 .. B - 1,
+    the group of the longest rows first. A row that is longer than the budget is a group of its own.
     """
     order = torch.argsort(lengths.cpu(), descending=True, stable=True)
     in_order = lengths.cpu()[order].tolist()
@@ -122,7 +122,7 @@ def collate(
     sample_ids: Iterable[int] | None = None,
     max_text_tokens: int | None = None,
 ) -> PairBatch:
-    """Tokenize b records (see `tokenize_pairs`) and put them into one batch; `sample_ids` default to 0, 1, ..."""
+    """Tokenize b records (see `tokenize_pairs`) into one batch; `sample_ids` default to 0, 1, ..."""
     return collate_pairs(
         tokenize_pairs(records, tokenizer, sample_ids=sample_ids, max_text_tokens=max_text_tokens)
     )

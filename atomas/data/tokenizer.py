@@ -1,9 +1,9 @@
 """The one tokenizer of texts and SMILES: a T5 Unigram vocabulary that loses no character.
 
-T5's vocabulary has no backslash, braces, tilde, `<`, caret and backtick, so that SMILES lose their Z/E stereo.
-What is missing is appended as pieces of the Unigram model itself; "added tokens" of the tokenizers library would
-cut the string before the model sees it and put a space behind every cut. Characters beyond printable ASCII
-without a piece are spelled as bytes.
+T5's vocabulary has no backslash, braces, tilde, `<`, caret and backtick, so that SMILES lose their Z/E
+stereo. What is missing is appended as pieces of the Unigram model itself; "added tokens" of the tokenizers
+library would cut the string before the model sees it and put a space behind every cut. Characters beyond
+printable ASCII without a piece are spelled as bytes.
 """
 
 import hashlib
@@ -59,8 +59,8 @@ class AtomasTokenizer:
     def load(spec: str | Path) -> "AtomasTokenizer":
         """From a folder with `tokenizer.json` or `spiece.model`, such a file itself, or a hub name.
 
-        Ids of an existing vocabulary stay as they are. Raises AtomasError if there is nothing to load or if it
-        is no T5-type Unigram tokenizer.
+        Ids of an existing vocabulary stay as they are. Raises AtomasError if there is nothing to load or if
+        it is no T5-type Unigram tokenizer.
         """
         file = _find_file(spec)
         if file.suffix == ".json":
@@ -83,7 +83,10 @@ class AtomasTokenizer:
         return AtomasTokenizer(_assemble(vocabulary, SPECIAL_PIECES, normalizer))
 
     def save(self, directory: Path) -> None:
-        """Write a folder that `load` and the AutoTokenizer of transformers read alike."""
+        """Write a folder that `load` and the AutoTokenizer of transformers read alike.
+
+        The T5Tokenizer of transformers reads it too, but makes <unk> of what is spelled as bytes.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         self._backend.save(str(directory / "tokenizer.json"))
         config = {
@@ -92,6 +95,7 @@ class AtomasTokenizer:
             "eos_token": "</s>",
             "unk_token": "<unk>",
             "clean_up_tokenization_spaces": False,
+            "extra_ids": sum(self._backend.token_to_id(piece) is not None for piece in SENTINELS),
         }
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
@@ -151,7 +155,7 @@ def resolve_tokenizer(
 ) -> AtomasTokenizer:
     """The tokenizer that `config.source` names; `corpus` trains one on `split`, once, and keeps it.
 
-    It is kept below `cache_dir`. Processes that call this at the same time do the same work; one result stays.
+    It is kept in `cache_dir`. Processes that call this at the same time do the same work; one result stays.
     """
     if config.source != "corpus":
         return AtomasTokenizer.load(config.source)

@@ -24,7 +24,7 @@ BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 MINIMUM_SIZE = len(SPECIAL_PIECES) + 1 + len(PRINTABLE_ASCII) + len(BYTE_PIECES)
 
 SENTINELS = tuple(f"<extra_id_{number}>" for number in reversed(range(100)))
-# A piece of a SMILES is at most one bracket atom such as [C@@H] long, so that level 0 stays near single atoms.
+# A piece of a SMILES is at most as long as a bracket atom, [C@@H]: level 0 stays near single atoms.
 _MAX_WORD_PIECE = 16
 _MAX_OTHER_PIECE = 6
 _SEED_FACTOR = 3
@@ -79,10 +79,10 @@ def read_sentencepiece(path: Path) -> tuple[Vocabulary, bytes]:
 def train_unigram(words: Mapping[str, int], vocab_size: int) -> Vocabulary:
     """At most `vocab_size` Unigram pieces for `words` (each beginning with U+2581) with their counts.
 
-    Seeds come from byte-pair merges, are weighted by expectation maximisation over best segmentations, and the
-    least used are dropped round by round (after Kudo 2018, "Subword Regularization", section 3.2). Counts are
-    integers and ties are broken by code points, so the result depends on `words` alone. Raises AtomasError for
-    a `vocab_size` that cannot hold the obligatory pieces.
+    Seeds come from byte-pair merges, are weighted by expectation maximisation over best segmentations, and
+    the least used are dropped round by round (after Kudo 2018, "Subword Regularization", section 3.2).
+    Counts are integers and ties are broken by code points, so the result depends on `words` alone. Raises
+    AtomasError for a `vocab_size` that cannot hold the obligatory pieces.
     """
     if vocab_size < MINIMUM_SIZE:
         raise AtomasError(
@@ -112,7 +112,8 @@ def _seed_pieces(words: Mapping[str, int], size: int) -> set[str]:
     repeated = (" ".join([word] * count) for word, count in sorted(words.items()))
     bpe.train_from_iterator(repeated, trainer)
     bare = ((piece, piece.removeprefix(WORD_START)) for piece in bpe.get_vocab())
-    return {piece for piece, rest in bare if rest.isalpha() or len(rest) <= _MAX_OTHER_PIECE}
+    seeds = {piece for piece, rest in bare if rest.isalpha() or len(rest) <= _MAX_OTHER_PIECE}
+    return seeds - {*SPECIAL_PIECES, *BYTE_PIECES}
 
 
 def _segmentation_counts(words: Mapping[str, int], pieces: Counter[str]) -> Counter[str]:
