@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+GROUP_COST = 512
+"""Tokens of padding that are worth one pass less: what a pass costs besides its tokens."""
 
 
 class Encoder(Protocol):
@@ -35,7 +39,7 @@ class RaggedTokens:
     def from_lists(cls, sequences: Sequence[Sequence[int]]) -> "RaggedTokens":
         """Concatenate B sequences of ids."""
         return cls(
-            ids=torch.tensor(list(chain.from_iterable(sequences)), dtype=torch.int64),
+            ids=torch.from_numpy(np.fromiter(chain.from_iterable(sequences), dtype=np.int64)),
             lengths=torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64),
         )
 
@@ -103,16 +107,30 @@ def length_buckets(lengths: Tensor, token_budget: int) -> list[Tensor]:
     """Group rows of like length so that (rows of a group) x (its longest row) stays within `token_budget`.
 
     `lengths` is [B] int. Returns int64 index tensors on the device of `lengths` that partition 0 .. B - 1,
-    the group of the longest rows first. A row that is longer than the budget is a group of its own.
+    the group of the longest rows first. A row that is longer than the budget is a group of its own. Among
+    all such partitions of the sorted rows it is the one with the least padded tokens, where every group
+    counts `GROUP_COST` tokens: exact, by dynamic programming in O(B^2).
     """
     order = torch.argsort(lengths.cpu(), descending=True, stable=True)
-    in_order = lengths.cpu()[order].tolist()
-    groups, start = [], 0
-    while start < len(in_order):
-        size = max(1, token_budget // max(1, in_order[start]))
-        groups.append(order[start : start + size].to(lengths.device))
-        start += size
-    return groups
+    longest = lengths.cpu()[order].numpy().astype(np.int64)
+    rows = np.arange(len(longest))
+    reach = rows + np.maximum(
+        1, token_budget // np.maximum(1, longest)
+    )  # a group from row i ends here at most
+    best = np.zeros(len(longest) + 1, dtype=np.int64)
+    start = np.zeros(len(longest) + 1, dtype=np.int64)
+    first = 0
+    for end in range(1, len(longest) + 1):
+        while reach[first] < end:
+            first += 1
+        cost = best[first:end] + longest[first:end] * (end - rows[first:end])
+        choice = int(cost.argmin())
+        best[end], start[end] = cost[choice] + GROUP_COST, first + choice
+    groups, end = [], len(longest)
+    while end > 0:
+        groups.append(order[start[end] : end].to(lengths.device))
+        end = int(start[end])
+    return groups[::-1]
 
 
 def collate(
