@@ -139,8 +139,8 @@ def build_t5(model: ModelConfig, vocab_size: int, *, decoder: bool) -> Any:
 def t5_from_config(config: Any, *, decoder: bool, tied: bool) -> Any:
     """T5 with random weights from a `T5Config`.
 
-    `tied` says whether embedding and output layer share their weight: transformers 5 always builds T5 tied, and
-    takes `tie_word_embeddings` to say whether the decoder's outputs are scaled.
+    `tied` says whether embedding and output layer share their weight: transformers 5 always builds T5 tied,
+    and takes `tie_word_embeddings` to say whether the decoder's outputs are scaled.
     """
     config._attn_implementation = "sdpa"
     if not decoder:

@@ -1,0 +1,1 @@
+"""Golden numbers of the authors' published implementation, reproduced by our own model."""
