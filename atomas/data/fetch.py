@@ -16,7 +16,7 @@ from atomas.errors import AtomasError
 NUM_ATTEMPTS = 4
 BACKOFF_S = 0.5
 TIMEOUT_S = (10.0, 60.0)
-CHUNK_BYTES = 2**16
+CHUNK_BYTES = 2**13  # what came of a chunk is lost when the connection breaks in it
 
 
 @dataclass(frozen=True, kw_only=True)
