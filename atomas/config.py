@@ -184,7 +184,8 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     """Contrastive batches, each of B pairs, whose gradients are averaged into one optimizer step."""
     precision: Literal["fp32", "bf16", "bf16_autocast", "fp16"] = "fp32"
-    """`bf16` casts the weights (fp32 masters in the optimizer); `bf16_autocast` keeps fp32 weights; T5 overflows in `fp16`."""
+    """`bf16` casts the weights, with fp32 masters in the optimizer; `bf16_autocast` keeps fp32 weights.
+    T5 overflows in `fp16`."""
     log_every: int = 10
     """Steps between two lines of `metrics.jsonl` on the console; the file holds every step."""
 

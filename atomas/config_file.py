@@ -105,7 +105,7 @@ def _items(node: yaml.Node, path: Path, section: str = "") -> Iterator[tuple[str
 def _scalar(node: yaml.Node, place: str) -> Any:
     loader = yaml.SafeLoader("")
     try:
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
     except yaml.YAMLError as error:
         raise AtomasError(f"{place}: {getattr(error, 'problem', error)}") from None
 
@@ -150,7 +150,9 @@ def _build(values: dict[str, _Value]) -> Config:
         if key in values:
             sections[section][name] = _convert(values[key], annotation, key)
     try:
-        return Config(**{name: typing.get_type_hints(Config)[name](**given) for name, given in sections.items()})
+        return Config(
+            **{name: typing.get_type_hints(Config)[name](**given) for name, given in sections.items()}
+        )
     except AtomasError as error:
         raise AtomasError(_with_place(str(error), values)) from None
 

@@ -20,13 +20,17 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_defaults_round_trip(tmp_path: Path) -> None:
-    config = load_config(None, ["--run.name", "x", "--model.ratios", "[0.5]", "--loss.level_weights", "[1, 2]"])
+    config = load_config(
+        None, ["--run.name", "x", "--model.ratios", "[0.5]", "--loss.level_weights", "[1, 2]"]
+    )
     assert load_config(write(tmp_path / "c.yaml", dump_config(config))) == config
     assert (config.model.ratios, config.loss.level_weights) == ((0.5,), (1.0, 2.0))
 
 
 def test_extends_and_overrides(tmp_path: Path) -> None:
-    write(tmp_path / "base.yaml", "training: {max_steps: 5, log_every: 2}\noptimizer:\n  learning_rate: 1e-3\n")
+    write(
+        tmp_path / "base.yaml", "training: {max_steps: 5, log_every: 2}\noptimizer:\n  learning_rate: 1e-3\n"
+    )
     child = write(tmp_path / "child.yaml", "extends: base.yaml\ntraining: {max_steps: 7}\n")
     config = load_config(child, ["--training.log-every=3"])
     assert dataclasses.astuple(config.training)[0] == 7
@@ -37,7 +41,10 @@ def test_extends_and_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data:\n  corpus: a\n  batchsize: 3\n", r"c\.yaml:3: unknown key 'data\.batchsize'; did you mean 'data\.batch_size'\?"),
+        (
+            "data:\n  corpus: a\n  batchsize: 3\n",
+            r"c\.yaml:3: unknown key 'data\.batchsize'; did you mean 'data\.batch_size'\?",
+        ),
         ("dta:\n  corpus: a\n", r"c\.yaml:1: unknown section 'dta'; did you mean 'data'\?"),
         ("data:\n  learning_rate: 1\n", r"c\.yaml:2: .*did you mean 'optimizer\.learning_rate'\?"),
         ("data:\n  batch_size: many\n", r"c\.yaml:2: data\.batch_size = 'many' must be a whole number"),

@@ -33,7 +33,9 @@ def _run(args: argparse.Namespace) -> None:
 
     from atomas.errors import AtomasError
 
-    if not (Path(config.data.corpus) / "index.json").is_file():  # before torch is imported: seconds matter here
+    if not (
+        Path(config.data.corpus) / "index.json"
+    ).is_file():  # before torch is imported: seconds matter here
         raise AtomasError(
             f"data.corpus = {config.data.corpus!r} is not a corpus (it has no index.json); "
             "make one with `atomas data build` or `atomas data demo`"

@@ -30,7 +30,7 @@ def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     if sizes is None:
         sizes = gather_sizes(rows.shape[0], rows.device)
     if rows.is_floating_point():
-        return _GatherRows.apply(rows, tuple(sizes))  # type: ignore[no-any-return]
+        return _GatherRows.apply(rows, tuple(sizes))
     return _all_gather(rows, sizes)
 
 

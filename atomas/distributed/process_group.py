@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from atomas_launcher.placement import Placement, PlacementError, find_placement
 
 from atomas.config import RunConfig
 from atomas.errors import AtomasError
+from atomas_launcher.placement import Placement, PlacementError, find_placement
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 

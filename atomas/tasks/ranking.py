@@ -43,7 +43,9 @@ def ranking_metrics(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -
         ValueError: shapes differ, there are fewer candidates than queries, or a score is not finite.
     """
     if scores.shape != relevant.shape or scores.ndim != 2 or scores.shape[0] > scores.shape[1]:
-        raise ValueError(f"scores {scores.shape} and relevant {relevant.shape} must be alike, queries <= candidates")
+        raise ValueError(
+            f"scores {scores.shape} and relevant {relevant.shape} must be alike, queries <= candidates"
+        )
     if not np.isfinite(scores).all():
         raise ValueError("scores hold NaN or infinity: the checkpoint or its features are broken")
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)

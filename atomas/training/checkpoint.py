@@ -88,7 +88,9 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
                 f"not {entry['bytes']}"
             )
         if _sha256(path) != entry["sha256"]:
-            raise AtomasError(f"checkpoint {checkpoint.name} is damaged: {path} has changed since it was written")
+            raise AtomasError(
+                f"checkpoint {checkpoint.name} is damaged: {path} has changed since it was written"
+            )
     return manifest
 
 
@@ -97,8 +99,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step_????????") if p.is_dir()), reverse=True)
 
 
-def resolve_checkpoint(path: Path) -> Path:
-    """A checkpoint, or a run folder whose newest (or `best`) checkpoint is meant -> the checkpoint's folder.
+def resolve_checkpoint(path: Path, *, best: bool = False) -> Path:
+    """A checkpoint's folder, or a run folder whose newest checkpoint (or the one that BEST names) is meant.
 
     Raises:
         AtomasError: there is none.
@@ -107,10 +109,18 @@ def resolve_checkpoint(path: Path) -> Path:
         return path.resolve()
     if not path.is_dir():
         raise AtomasError(f"checkpoint {path} does not exist")
-    found = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
+    found = list_checkpoints(path / "checkpoints")
     if not found:
         raise AtomasError(f"{path} is neither a checkpoint nor a run folder with one in checkpoints/")
-    return found[0]
+    if not best:
+        return found[0]
+    try:
+        name = (path / "BEST").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise AtomasError(
+            f"{path} has no BEST checkpoint: it was never evaluated; leave --best out"
+        ) from None
+    return resolve_checkpoint(path / "checkpoints" / name)
 
 
 def newest_good_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:

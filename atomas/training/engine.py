@@ -115,10 +115,28 @@ def master_weights(engine: Any, config: Config) -> Iterator[tuple[str, Tensor]]:
         yield name, full.detach()
 
 
-def gradient_norm(engine: Any) -> float | None:
-    """Global norm of the gradients before clipping, of the step just taken; None where DeepSpeed keeps none."""
-    norm = engine.get_global_grad_norm()
-    return None if norm is None else float(norm)
+class GradientNorm:
+    """Global norm of the averaged gradients of one optimizer step, before clipping."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._plain: float | None = None
+
+    def before_step(self) -> None:
+        """Call between backward and step: DeepSpeed keeps no norm of plain fp32 gradients, and step clears them."""
+        engine = self._engine
+        if (
+            engine.is_gradient_accumulation_boundary()
+            and not engine.zero_optimization_stage()
+            and engine.get_data_types()[0] is torch.float32
+        ):
+            grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+            self._plain = float(torch.nn.utils.get_total_norm(grads))
+
+    def value(self) -> float:
+        """The norm, after the step."""
+        norm = self._engine.get_global_grad_norm() if self._plain is None else self._plain
+        return float(norm)
 
 
 def _merge(base: dict[str, Any], extra: dict[str, Any], prefix: str) -> None:

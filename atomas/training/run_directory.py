@@ -1,10 +1,10 @@
 """The folder of a run: configuration, one attempt per start, checkpoints.
 
-    runs/NAME/config.yaml            the configuration of the newest attempt
-              attempts/1/            env.json, deepspeed.json, metrics.jsonl, rank_0000.log, ...
-              checkpoints/step_*/    published checkpoints
-              LATEST, BEST           names of the newest and of the best checkpoint
-              KILL, SAVE             make one of these files to stop the run, or to save now
+runs/NAME/config.yaml            the configuration of the newest attempt
+          attempts/1/            env.json, deepspeed.json, metrics.jsonl, rank_0000.log, ...
+          checkpoints/step_*/    published checkpoints
+          LATEST, BEST           names of the newest and of the best checkpoint
+          KILL, SAVE             make one of these files to stop the run, or to save now
 """
 
 import signal

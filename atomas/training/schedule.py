@@ -14,4 +14,6 @@ def learning_rate(config: Config, step: int) -> float:
         return peak
     span = max(1, config.training.max_steps - 1 - schedule.warmup_steps)
     progress = min(1.0, (step - schedule.warmup_steps) / span)
-    return peak * (schedule.final_ratio + (1 - schedule.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * (
+        schedule.final_ratio + (1 - schedule.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+    )

@@ -6,6 +6,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -42,7 +43,9 @@ def environment(config_device: torch.device, world_size: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": str(config_device),
-        "device_name": torch.cuda.get_device_name(config_device) if config_device.type == "cuda" else _cpu_name(),
+        "device_name": torch.cuda.get_device_name(config_device)
+        if config_device.type == "cuda"
+        else _cpu_name(),
         "world_size": world_size,
         "threads": torch.get_num_threads(),
         "versions": {name: _version(name) for name in packages},
@@ -58,20 +61,21 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per step, flushed at once. Only rank 0 makes one."""
+    """`metrics.jsonl`: one JSON object per step, flushed at once; nothing where it is not `enabled`."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, *, enabled: bool) -> None:
+        self._file: TextIO | None = path.open("a", encoding="utf-8") if enabled else None
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one record; numbers are kept in full."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Append the numbers of a step; `kind` is `train` or `validation`."""
+        if self._file is not None:
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -99,7 +103,11 @@ class Progress:
         self._started, self._start = time.monotonic(), start
         self._enabled = enabled
         self._bar = tqdm(
-            total=total, initial=start, unit="step", disable=not (enabled and sys.stderr.isatty()), dynamic_ncols=True
+            total=total,
+            initial=start,
+            unit="step",
+            disable=not (enabled and sys.stderr.isatty()),
+            dynamic_ncols=True,
         )
 
     def step(self, step: int, shown: dict[str, float]) -> None:
@@ -111,7 +119,9 @@ class Progress:
             rate = (step - self._start) / max(1e-9, time.monotonic() - self._started)
             left = (self._total - step) / max(1e-9, rate)
             values = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            logger.info("step %d/%d  %s  %.2f steps/s  %s left", step, self._total, values, rate, _clock(left))
+            logger.info(
+                "step %d/%d  %s  %.2f steps/s  %s left", step, self._total, values, rate, _clock(left)
+            )
 
     def close(self) -> None:
         """End the bar."""
@@ -135,4 +145,6 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -1,12 +1,19 @@
 """Every launcher's variables lead to the same answer."""
 
 import pytest
+
 from atomas_launcher.placement import Placement, PlacementError, find_placement
 
 
 def test_plain_python_is_one_process() -> None:
     assert find_placement({}) == Placement(
-        rank=0, world_size=1, local_rank=0, local_world_size=1, address="127.0.0.1", port=29500, launcher="single"
+        rank=0,
+        world_size=1,
+        local_rank=0,
+        local_world_size=1,
+        address="127.0.0.1",
+        port=29500,
+        launcher="single",
     )
 
 

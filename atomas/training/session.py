@@ -1,0 +1,269 @@
+"""Everything a running training process holds: assembled, saved and restored here; stepped in `loop`."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from atomas.config import Config
+from atomas.data.batching import PairBatch
+from atomas.data.order import ORDER_VERSION
+from atomas.data.shards import Corpus
+from atomas.data.stream import PairStream, build_loader, evaluation_batches
+from atomas.data.tokenizer import AtomasTokenizer, resolve_tokenizer
+from atomas.distributed.agreement import from_rank_zero, together
+from atomas.errors import AtomasError
+from atomas.model.momentum import Momentum
+from atomas.training.checkpoint import newest_good_checkpoint, prune_checkpoints, save_checkpoint, write_json
+from atomas.training.engine import build_engine, deepspeed_json, master_weights
+from atomas.training.model_files import build_model, load_weights, write_model
+from atomas.training.run_directory import RunDirectory
+from atomas.training.telemetry import environment, logger, start_logging
+from atomas_kernels import set_backend
+from atomas_launcher.placement import Placement
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One rank of a run."""
+
+    config: Config
+    placement: Placement
+    device: torch.device
+    run: RunDirectory
+    corpus: Corpus
+    tokenizer: AtomasTokenizer
+    stream: PairStream
+    engine: Any
+    momentum: Momentum | None
+    step: int = 0
+    """Optimizer steps done; with the batch size, the position in the data."""
+    best_score: float = float("-inf")
+    """Best validation score so far."""
+
+    @classmethod
+    def open(cls, config: Config, placement: Placement, device: torch.device) -> "Session":
+        """Assemble a run and continue its newest good checkpoint, if it has one. Collective.
+
+        Raises:
+            AtomasError: whatever a user can mend: the corpus, the tokenizer, the world size, a checkpoint.
+        """
+        deepspeed_config = deepspeed_json(config, placement.world_size)
+        _set_kernels(config.run.kernels)
+        run = _open_run(config, placement, device)
+        if placement.rank == 0:
+            write_json(run.attempt_path / "env.json", environment(device, placement.world_size))
+            write_json(run.attempt_path / "deepspeed.json", deepspeed_config)
+        corpus = Corpus.open(Path(config.data.corpus))
+        opened = None
+        with together("preparing tokenizer and token lengths", device):
+            if placement.rank == 0:  # the others then find both in the run's folder
+                opened = _open_stream(config, corpus, run, placement)
+        tokenizer, stream = opened or _open_stream(config, corpus, run, placement)
+
+        torch.manual_seed(config.run.seed)  # the same weights on every rank
+        model = build_model(config, tokenizer.vocab_size).to(device)
+        momentum = None
+        if config.momentum.enabled and config.loss.global_weight:
+            autocast = torch.bfloat16 if config.training.precision.startswith("bf16") else None
+            momentum = Momentum(model.encoder, config.momentum, autocast=autocast).to(device)
+        torch.manual_seed(config.run.seed + 1 + placement.rank)  # another dropout on every rank
+        session = cls(
+            config=config,
+            placement=placement,
+            device=device,
+            run=run,
+            corpus=corpus,
+            tokenizer=tokenizer,
+            stream=stream,
+            engine=build_engine(config, model, placement.world_size),
+            momentum=momentum,
+        )
+        session._resume()
+        return session
+
+    def batches(self) -> Iterable[PairBatch]:
+        """This rank's batches from the present position to the end of the run."""
+        accumulation = self.config.training.gradient_accumulation_steps
+        return build_loader(
+            self.stream,
+            start_batch=self.step * accumulation,
+            stop_batch=self.config.training.max_steps * accumulation,
+            num_workers=self.config.data.num_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def validation_batches(self) -> Iterable[tuple[PairBatch, int]]:
+        """This rank's share of the validation pairs, in passes of its own training batch size."""
+        config, placement = self.config, self.placement
+        return evaluation_batches(
+            self.corpus.split(config.data.validation_split),
+            self.tokenizer,
+            batch_size=config.data.batch_size // placement.world_size,
+            rank=placement.rank,
+            world_size=placement.world_size,
+            max_pairs=config.evaluation.max_pairs,
+            max_text_tokens=config.data.max_text_tokens,
+        )
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision over fp32 weights, where the configuration asks for it."""
+        enabled = self.config.training.precision == "bf16_autocast"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def update_momentum(self) -> None:
+        """theta_m follows the weights that the last step left. Collective where those are sharded or rounded."""
+        if self.momentum is not None:
+            self.momentum.update(dict(master_weights(self.engine, self.config)))
+
+    def save(self, *, is_best: bool) -> Path:
+        """Publish a checkpoint of the present step and drop those that are no longer kept. Collective."""
+        weights = dict(master_weights(self.engine, self.config))
+        with contextlib.ExitStack() as stack:
+            stack.callback(weights.clear)
+            checkpoint = save_checkpoint(
+                self.run.checkpoints,
+                self.step,
+                lambda folder: self._write_parts(folder, weights),
+                device=self.device,
+            )
+        if self.placement.rank == 0:
+            self.run.point("LATEST", checkpoint)
+            if is_best:
+                self.run.point("BEST", checkpoint)
+            prune_checkpoints(
+                self.run.checkpoints, self.config.checkpoint.keep_last, self.run.pointed("BEST")
+            )
+            logger.info("saved %s%s", checkpoint, " (best so far)" if is_best else "")
+        return checkpoint
+
+    def _write_parts(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+        self.engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        rank = self.placement.rank
+        random_state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random_state["cuda"] = torch.cuda.get_rng_state(self.device)
+        (folder / "rng").mkdir(exist_ok=True)
+        save_file(random_state, folder / "rng" / f"rank_{rank:04d}.safetensors")
+        if rank != 0:
+            return
+        slow = None if self.momentum is None else dict(self.momentum.named_parameters())
+        write_model(folder / "model", self.config, self._t5_config(), weights, slow, self.tokenizer)
+        if self.momentum is not None:
+            save_file(dict(self.momentum.queue.named_buffers()), folder / "queue.safetensors")
+        write_json(folder / "trainer.json", self._trainer_state())
+
+    def _trainer_state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "samples": self.step
+            * self.config.training.gradient_accumulation_steps
+            * self.config.data.batch_size,
+            "best_score": self.best_score,
+            "queue": None if self.momentum is None else self.momentum.queue.get_extra_state(),
+            "identity": self._identity(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between the attempts of one run."""
+        sections = ("model", "loss", "momentum")
+        config = self.config
+        return {
+            "order": ORDER_VERSION,
+            "corpus": self.corpus.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
+            "world size": self.placement.world_size,
+            "deepspeed.zero_stage": config.deepspeed.zero_stage,
+            "training.precision": config.training.precision,
+            "training.gradient_accumulation_steps": config.training.gradient_accumulation_steps,
+            "run.seed": config.run.seed,
+            **{
+                f"data.{key}": getattr(config.data, key)
+                for key in (
+                    "batch_size",
+                    "window_blocks",
+                    "train_split",
+                    "max_text_tokens",
+                    "max_smiles_tokens",
+                )
+            },
+            **{
+                f"{section}.{key}": list(value) if isinstance(value, tuple) else value
+                for section in sections
+                for key, value in dataclasses.asdict(getattr(config, section)).items()
+                if key != "activation_checkpointing"
+            },
+        }
+
+    def _resume(self) -> None:
+        checkpoint = newest_good_checkpoint(self.run.checkpoints, logger.error)
+        if checkpoint is None:
+            logger.info("starting from step 0 in %s", self.run.path)
+            return
+        if self.config.checkpoint.resume == "never":
+            raise AtomasError(
+                f"run {self.run.path} already has {checkpoint.name} and checkpoint.resume = 'never'; "
+                "choose another run.name or resume = 'auto'"
+            )
+        state = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
+        _check_identity(state["identity"], self._identity(), checkpoint)
+        self.engine.load_checkpoint(str(checkpoint), tag="engine")
+        if self.momentum is not None:
+            load_weights(
+                self.momentum,
+                load_file(checkpoint / "model" / "momentum.safetensors"),
+                source=str(checkpoint),
+            )
+            for name, value in load_file(checkpoint / "queue.safetensors").items():
+                getattr(self.momentum.queue, name).copy_(value)
+            self.momentum.queue.set_extra_state(state["queue"])
+        random_state = load_file(checkpoint / "rng" / f"rank_{self.placement.rank:04d}.safetensors")
+        torch.set_rng_state(random_state["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(random_state["cuda"], self.device)
+        self.step, self.best_score = state["step"], state["best_score"]
+        logger.info("continuing %s at step %d", checkpoint, self.step)
+
+    def _t5_config(self) -> Any:
+        return self.engine.module.encoder.backbone.t5.config
+
+
+def _open_stream(
+    config: Config, corpus: Corpus, run: RunDirectory, placement: Placement
+) -> tuple[AtomasTokenizer, PairStream]:
+    tokenizer = resolve_tokenizer(config.tokenizer, corpus, run.path, split=config.data.train_split)
+    stream = PairStream.open(config, corpus, tokenizer, rank=placement.rank, world_size=placement.world_size)
+    return tokenizer, stream
+
+
+def _open_run(config: Config, placement: Placement, device: torch.device) -> RunDirectory:
+    run = None
+    with together("opening the run folder", device):
+        if placement.rank == 0:
+            run = RunDirectory.open(config, is_rank_zero=True)
+    attempt = from_rank_zero(None if run is None else run.attempt)
+    run = run or RunDirectory.open(config, is_rank_zero=False, attempt=attempt)
+    start_logging(run.attempt_path / f"rank_{placement.rank:04d}.log", placement.rank)
+    return run
+
+
+def _set_kernels(backend: str) -> None:
+    try:
+        set_backend(backend)
+    except (ValueError, RuntimeError) as error:
+        raise AtomasError(f"run.kernels = {backend!r}: {error}") from None
+
+
+def _check_identity(saved: dict[str, Any], present: dict[str, Any], checkpoint: Path) -> None:
+    for key, value in present.items():
+        if saved.get(key) != value:
+            raise AtomasError(
+                f"{checkpoint.name} was written with {key} = {saved.get(key)!r}, this run has {value!r}; set it back, "
+                "or start a new run with another run.name"
+            )
