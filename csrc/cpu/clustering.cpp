@@ -17,68 +17,67 @@ struct Room {
   Room(int64_t longest, int64_t width, int64_t neighbours)
       : left(panels(longest, kTileRows, width)),
         right(panels(longest, kTileColumns, width)),
-        distance(round_up(longest, kTileRows) * stride(longest)),
-        density(longest),
+        square(round_up(longest, kTileRows) * stride(longest)),
+        spread(longest),
         importance(longest),
         nearest(neighbours),
         best(stride(longest)),
         centre(longest),
         label(stride(longest)) {}
 
-  Buffer<float> left, right, distance, density, importance, nearest, best;
+  Buffer<float> left, right, square, spread, importance, nearest, best;
   Buffer<int64_t> centre;
   Buffer<int32_t> label;
 };
 
-// distance[i, j] = ||x_i - x_j|| / sqrt(width) for the real tokens; NaN becomes infinity. Differences, not the Gram
-// form: that loses the small distances, and with them the exact ties of equal tokens.
-void distances(const float* tokens, int64_t n, int64_t width, const Room& room) {
+// square[i, j] = ||x_i - x_j||^2, NaN as infinity. Differences, not the Gram form: in single precision that loses the
+// small distances, and with them the exact ties of equal tokens.
+void square_distances(const float* tokens, int64_t n, int64_t width, const Room& room) {
   const int64_t stride = Room::stride(n);
+  float* square = room.square.data();
   pack(tokens, nullptr, n, width, kTileRows, room.left.data());
   pack(tokens, nullptr, n, width, kTileColumns, room.right.data());
   for (int64_t j = 0; j < n; j += kTileColumns) {
     for (int64_t i = 0; i < n && i < j + kTileColumns; i += kTileRows) {
       tile<SquaredDifference>(room.left.data() + i * width, room.right.data() + j * width, width,
-                              room.distance.data() + i * stride + j, stride);
+                              square + i * stride + j, stride);
     }
   }
-  const float scale = sqrtf(static_cast<float>(width));
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = i; j < n; ++j) {
-      const float value = sqrtf(room.distance[i * stride + j]) / scale;
-      room.distance[i * stride + j] = value == value ? value : kInfinity;
+      const float value = square[i * stride + j];
+      square[i * stride + j] = value == value ? value : kInfinity;
     }
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < i; ++j) room.distance[i * stride + j] = room.distance[j * stride + i];
+    for (int64_t j = 0; j < i; ++j) square[i * stride + j] = square[j * stride + i];
   }
 }
 
-// exp(-mean of the squares of the k smallest of n distances).
-float density_of(const float* distance, int64_t n, int64_t k, float* nearest) {
+// Mean of the k smallest of n squared distances, per column of the tokens; the density is exp(-spread).
+float spread_of(const float* square, int64_t n, int64_t k, int64_t width, float* nearest) {
   int64_t held = 0;
   for (int64_t j = 0; j < n; ++j) {
-    const float value = distance[j];
+    const float value = square[j];
     if (held == k && !(value < nearest[k - 1])) continue;
     int64_t place = held < k ? held++ : k - 1;
     for (; place > 0 && value < nearest[place - 1]; --place) nearest[place] = nearest[place - 1];
     nearest[place] = value;
   }
   float sum = 0;
-  for (int64_t j = 0; j < held; ++j) sum += nearest[j] * nearest[j];
-  return expf(-sum / static_cast<float>(held));
+  for (int64_t j = 0; j < held; ++j) sum += nearest[j];
+  return sum / static_cast<float>(held * width);
 }
 
-// Distance to the nearest token of higher density (equal densities: lower index); for the densest the largest distance.
+// Square distance to the nearest token of higher density, that is of smaller spread or the same and a lower index; for
+// the densest the largest of the sequence.
 float separation(const Room& room, int64_t i, int64_t n, float largest) {
-  const float* distance = room.distance.data() + i * Room::stride(n);
-  const float own = room.density[i];
+  const float* square = room.square.data() + i * Room::stride(n);
+  const float own = room.spread[i];
   float nearest = kInfinity;
   bool densest = true;
   for (int64_t j = 0; j < n; ++j) {
-    const bool denser = j < i ? room.density[j] >= own : room.density[j] > own;
+    const bool denser = j < i ? room.spread[j] <= own : room.spread[j] < own;
     densest = densest && !denser;
-    nearest = denser && distance[j] < nearest ? distance[j] : nearest;
+    nearest = denser && square[j] < nearest ? square[j] : nearest;
   }
   return densest ? largest : nearest;
 }
@@ -86,15 +85,15 @@ float separation(const Room& room, int64_t i, int64_t n, float largest) {
 void cluster_one(const float* tokens, int64_t n, int64_t width, int64_t neighbours, int64_t clusters, const Room& room,
                  int64_t* assignment) {
   const int64_t stride = Room::stride(n);
-  distances(tokens, n, width, room);
+  square_distances(tokens, n, width, room);
   float largest = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const float* row = room.distance.data() + i * stride;
-    room.density[i] = density_of(row, n, smaller(neighbours, n), room.nearest.data());
+    const float* row = room.square.data() + i * stride;
+    room.spread[i] = spread_of(row, n, smaller(neighbours, n), width, room.nearest.data());
     for (int64_t j = 0; j < n; ++j) largest = row[j] > largest ? row[j] : largest;
   }
   for (int64_t i = 0; i < n; ++i) {
-    const float value = room.density[i] * separation(room, i, n, largest);
+    const float value = expf(-room.spread[i]) * sqrtf(separation(room, i, n, largest) / static_cast<float>(width));
     room.importance[i] = value == value ? value : 0.0f;
   }
   // A token's rank is the number of tokens before it: no sort, and equal importance goes by index.
@@ -110,7 +109,7 @@ void cluster_one(const float* tokens, int64_t n, int64_t width, int64_t neighbou
     room.label[i] = 0;
   }
   for (int64_t c = 0; c < clusters; ++c) {
-    const float* row = room.distance.data() + room.centre[c] * stride;
+    const float* row = room.square.data() + room.centre[c] * stride;
     for (int64_t i = 0; i < n; ++i) {
       const bool nearer = row[i] < room.best[i];
       room.best[i] = nearer ? row[i] : room.best[i];

@@ -99,14 +99,8 @@ inline float first_maximum(const float* values, int64_t n, int32_t* index) {
     where = better ? current : where;
     current += kLanes;
   }
-  float maximum = best[0];
-  int32_t first = where[0];
-  for (int i = 1; i < kLanes; ++i) {
-    const bool better = best[i] > maximum || (best[i] == maximum && where[i] < first);
-    maximum = better ? best[i] : maximum;
-    first = better ? where[i] : first;
-  }
-  *index = first;
+  const float maximum = lane_maximum(best);
+  *index = lane_minimum(best == splat(maximum) ? where : splat(INT32_MAX));
   return maximum;
 }
 
@@ -180,7 +174,7 @@ void reduce(const InteractionForward& p, const Side& text, int64_t a, const Side
       const float maximum = first_maximum(rows + i * stride + column, m, &index);
       sum += static_cast<double>(p.text.weight[p.text.start[a] + i]) * maximum;
       if (p.text_match != nullptr) {
-        p.text_match[(p.text.start[a] + i) * p.smiles.count + b] = static_cast<int16_t>(index);
+        p.text_match[b * p.text.total() + p.text.start[a] + i] = static_cast<int16_t>(index);
       }
     }
     *score = text.finite(a) && smiles.finite(b) ? static_cast<float>(sum / 2) : __builtin_nanf("");

@@ -19,12 +19,12 @@ struct Ragged {
   int64_t size(int64_t i) const { return start[i + 1] - start[i]; }
 };
 
-// Weighted token interaction (method.md 3.2). `text_match[t, b]` is the token of SMILES b that is most similar to text
+// Weighted token interaction (method.md 3.2). `text_match[b, t]` is the token of SMILES b that is most similar to text
 // token t, `smiles_match[a, s]` the token of text a most similar to SMILES token s, both counted from the sequence's start.
 struct InteractionForward {
   Ragged text, smiles;
   float* scores;          // [text.count, smiles.count]
-  int16_t* text_match;    // [text.total(), smiles.count] or null
+  int16_t* text_match;    // [smiles.count, text.total()] or null
   int16_t* smiles_match;  // [text.count, smiles.total()] or null
   int threads;
 };

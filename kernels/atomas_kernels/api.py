@@ -45,7 +45,7 @@ def dpc_knn(tokens: Tensor, lengths: Tensor, *, ratio: float, k: int = 3) -> tup
     safety or another sequence.
 
     Args:
-        tokens: [T, D], floating; distances are direct differences in float32 (float64 for float64 tokens).
+        tokens: [T, D], floating; distances are float32.
         lengths: [B] int64, sum T.
         ratio: clusters per token, 0 < ratio <= 1.
         k: neighbours in the density, >= 1; may exceed a sequence's length.

@@ -1,7 +1,7 @@
 """Operators of the compiled CPU module, declared to torch so that autograd and torch.compile see them.
 
-Tokens of half precision are computed in float32. Importing this module raises ImportError where `_native` was not
-built. Results are bitwise the same for every number of threads (`torch.get_num_threads`).
+Tokens of half precision are computed in float32. Importing this module raises ImportError where `_native` was
+not built. Results are bitwise the same for every number of threads (`torch.get_num_threads`).
 """
 
 from typing import Any
@@ -70,7 +70,9 @@ def _interaction(
     smiles_lengths: Tensor,
     with_matches: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores [A, Bc]; the best SMILES token of every text token [T_t, Bc] and the reverse [A, T_s], or empty."""
+    """Scores [A, Bc]; the best SMILES token of each text token [Bc, T_t] and the reverse [A, T_s], or
+    empty.
+    """
     sizes = (
         checks.segment_sizes("text_lengths", text_lengths, text.shape[0]),
         checks.segment_sizes("smiles_lengths", smiles_lengths, smiles.shape[0]),
@@ -95,13 +97,14 @@ def _interaction(
 def _empty_outputs(
     text: Tensor, smiles: Tensor, texts: int, molecules: int, with_matches: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    text_shape, smiles_shape = (text.shape[0], molecules), (texts, smiles.shape[0])
+    text_shape, smiles_shape = (molecules, text.shape[0]), (texts, smiles.shape[0])
     if not with_matches:
         text_shape = smiles_shape = (0, 0)
+    # Zeros: nothing is written for the pairs that have an empty side.
     return (
         text.new_empty(texts, molecules),
-        text.new_empty(text_shape, dtype=torch.int16),
-        text.new_empty(smiles_shape, dtype=torch.int16),
+        text.new_zeros(text_shape, dtype=torch.int16),
+        text.new_zeros(smiles_shape, dtype=torch.int16),
     )
 
 

@@ -1,7 +1,5 @@
 """Adaptive polymerisation: density-peak clustering and merging (method.md 3.1)."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -9,13 +7,14 @@ from atomas_kernels import checks
 from atomas_kernels.reference.segments import compute_dtype, segment_index
 
 _WEIGHT_FLOOR = 1e-6
+_ROUNDING = 1e-13
 
 
 def dpc_knn(tokens: Tensor, lengths: Tensor, *, ratio: float, k: int) -> tuple[Tensor, Tensor]:
     """See `atomas_kernels.dpc_knn`."""
     sizes = checks.segment_sizes("lengths", lengths, tokens.shape[0])
     counts = cluster_counts(lengths, ratio)
-    parts = compute_dtype(tokens).split(sizes)
+    parts = tokens.split(sizes)
     labels = [_cluster_one(x, clusters, k) for x, clusters in zip(parts, counts.tolist(), strict=True)]
     assignment = torch.cat(labels) if labels else lengths.new_empty(0)
     return assignment, counts
@@ -34,23 +33,37 @@ def _cluster_one(x: Tensor, clusters: int, k: int) -> Tensor:
     n = x.shape[0]
     if n == 0:
         return torch.empty(0, dtype=torch.int64, device=x.device)
-    # Differences, not the Gram form: that loses the small distances, and with them exact ties of equal
-    # tokens.
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(max(x.shape[1], 1))
-    distance = distance.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    nearest = distance.topk(min(k, n), largest=False).values
-    density = (-nearest.square().mean(dim=1)).exp()
+    square = _square_distances(x)
+    spread = square.topk(min(k, n), largest=False).values.sum(dim=1) / (min(k, n) * x.shape[1])
 
     index = torch.arange(n, device=x.device)
-    denser = (density > density[:, None]) | ((density == density[:, None]) & (index < index[:, None]))
-    delta = torch.where(denser, distance, torch.inf).amin(dim=1)
-    delta = torch.where(denser.any(dim=1), delta, distance.max())
-    importance = (density * delta).nan_to_num(nan=0.0, posinf=torch.inf)
+    # A smaller spread is a higher density: compared before exp, which would round neighbours into ties.
+    denser = (spread < spread[:, None]) | ((spread == spread[:, None]) & (index < index[:, None]))
+    separation = torch.where(denser, square, torch.inf).amin(dim=1)
+    separation = torch.where(denser.any(dim=1), separation, square.max())
+    importance = (-spread).exp() * (separation / x.shape[1]).sqrt()
+    importance = importance.nan_to_num(nan=0.0, posinf=torch.inf)
 
     centres = importance.argsort(descending=True, stable=True)[:clusters]
-    assignment = distance[:, centres].argmin(dim=1)
+    assignment = square[:, centres].argmin(dim=1)
     assignment[centres] = torch.arange(clusters, device=x.device)
     return assignment
+
+
+def _square_distances(x: Tensor) -> Tensor:
+    """[N, N] float32, symmetric, NaN as infinity.
+
+    The Gram form in float64, rounded once: it holds what the difference of two float32 tokens holds, and
+    equal distances are equal numbers whatever the order of summation. What is left of two equal tokens counts
+    as 0.
+    """
+    x = x.double()
+    gram = x @ x.T
+    norm = gram.diagonal()
+    both = norm[:, None] + norm
+    square = both - 2 * gram
+    square = square.masked_fill(square < _ROUNDING * both, 0)
+    return torch.minimum(square, square.T).nan_to_num(nan=torch.inf, posinf=torch.inf).float()
 
 
 def cluster_merge(

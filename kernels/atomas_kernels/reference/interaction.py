@@ -25,6 +25,9 @@ def token_interaction(
     smiles_sizes = checks.segment_sizes("smiles_lengths", smiles_lengths, smiles.shape[0])
     t, s = _normalize(compute_dtype(text)), _normalize(compute_dtype(smiles))
     w, v = text_weight.to(t.dtype), smiles_weight.to(t.dtype)
+    if not text_sizes or not smiles_sizes:
+        # Nothing to score, but part of the graph as every other result is.
+        return t.new_zeros(len(text_sizes), len(smiles_sizes)) + sum(x.sum() for x in (t, s, w, v))
 
     groups = _group(smiles_sizes, max(1, _SIMILARITIES_PER_BLOCK // max(t.shape[0], 1)))
     token_parts = s.split([sum(group) for group in groups])
@@ -33,8 +36,7 @@ def token_interaction(
         _block(t, s_part, w, v_part, text_lengths, text_sizes, group)
         for s_part, v_part, group in zip(token_parts, weight_parts, groups, strict=True)
     ]
-    # Without a SMILES the result stays part of the graph, as every other empty result does.
-    return torch.cat(scores, dim=1) if scores else t.new_zeros(len(text_sizes), 0) + (t.sum() + s.sum())
+    return torch.cat(scores, dim=1)
 
 
 def _block(
@@ -56,8 +58,6 @@ def _block(
     row_sums = row_sums.index_add(0, segment_index(text_lengths), text_to_smiles)
 
     best_text = [_maximum(part, dim=0) for part in similarity.split(text_sizes, dim=0)]
-    if not best_text:
-        return row_sums / 2
     smiles_to_text = v * torch.stack(best_text)
     index = segment_index(torch.tensor(smiles_sizes, device=t.device))
     column_sums = t.new_zeros(row_sums.shape).index_add(1, index, smiles_to_text)
