@@ -45,7 +45,7 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Attachment:
-    """A way out of a ring: from its `atom`, through `path` (units in order), to another ring or a loose end."""
+    """A way out of a ring: from `atom`, through `path` (units in order), to another ring or a loose end."""
 
     ring: int
     atom: int
@@ -172,14 +172,14 @@ def _alkyls(molecule: Chem.Mol, claimed: set[int]) -> Iterator[Unit]:
 
 
 def _name_alkyl(molecule: Chem.Mol, chain: set[int]) -> str:
-    inner, open_ends = [], []
+    inner: dict[int, int] = {}
+    ends: list[int] = []
     for index in chain:
         neighbours = [n.GetIdx() for n in molecule.GetAtomWithIdx(index).GetNeighbors()]
-        inner.append(sum(n in chain for n in neighbours))
-        open_ends.extend([index] * sum(n not in chain for n in neighbours))
-    shape = (len(chain), max(inner), len(open_ends), len(set(open_ends)))
-    degree_at_end = inner[list(chain).index(open_ends[0])] if open_ends else -1
-    return _ALKYL_NAMES.get((*shape, degree_at_end), "")
+        inner[index] = sum(n in chain for n in neighbours)
+        ends.extend([index] * (len(neighbours) - inner[index]))
+    shape = (len(chain), max(inner.values()), len(set(ends)), tuple(sorted(inner[end] for end in ends)))
+    return _ALKYL_NAMES.get(shape, "")
 
 
 def _attachments(molecule: Chem.Mol, units: list[Unit], owner: dict[int, int]) -> list[Attachment] | None:
@@ -295,21 +295,21 @@ GROUPS: tuple[tuple[str, str, tuple[tuple[str, tuple[int, ...]], ...]], ...] = (
 )
 _GROUP_PATTERNS = tuple((kind, Chem.MolFromSmarts(smarts), ends) for kind, smarts, ends in GROUPS)
 
-# (carbons, most neighbours inside, open ends, atoms with an open end, neighbours inside of such an atom) -> kind
-_ALKYL_NAMES: dict[tuple[int, int, int, int, int], str] = {
-    (1, 0, 1, 1, 0): "methyl",
-    (2, 1, 1, 1, 1): "ethyl",
-    (3, 2, 1, 1, 1): "propyl",
-    (3, 2, 1, 1, 2): "isopropyl",
-    (4, 2, 1, 1, 1): "butyl",
-    (4, 3, 1, 1, 3): "tert-butyl",
-    (5, 2, 1, 1, 1): "pentyl",
-    (6, 2, 1, 1, 1): "hexyl",
-    (1, 0, 2, 1, 0): "methylene",
-    (2, 1, 2, 2, 1): "2-carbon chain",
-    (3, 2, 2, 2, 1): "3-carbon chain",
-    (4, 2, 2, 2, 1): "4-carbon chain",
-    (2, 1, 2, 1, 1): "methylated carbon",
+# (carbons, most neighbours inside, atoms with open ends, neighbours inside for each open end) -> kind.
+_ALKYL_NAMES: dict[tuple[int, int, int, tuple[int, ...]], str] = {
+    (1, 0, 1, (0,)): "methyl",
+    (2, 1, 1, (1,)): "ethyl",
+    (3, 2, 1, (1,)): "propyl",
+    (3, 2, 1, (2,)): "isopropyl",
+    (4, 2, 1, (1,)): "butyl",
+    (4, 3, 1, (3,)): "tert-butyl",
+    (5, 2, 1, (1,)): "pentyl",
+    (6, 2, 1, (1,)): "hexyl",
+    (1, 0, 1, (0, 0)): "methylene",
+    (2, 1, 2, (1, 1)): "2-carbon chain",
+    (3, 2, 2, (1, 1)): "3-carbon chain",
+    (4, 2, 2, (1, 1)): "4-carbon chain",
+    (2, 1, 1, (1, 1)): "methylated carbon",
 }
 KINDS = (
     frozenset(kind for kind, _, _ in GROUPS)

@@ -35,7 +35,8 @@ def draw_recipe(rng: Random) -> Recipe:
 def arrange(recipe: Recipe, rng: Random) -> Chem.Mol | None:
     """One molecule with these blocks in random places, or None where this try met no bond that BRICS allows.
 
-    Stereocentres, if there are one or two, are set at random in half of the molecules.
+    Double bonds become E or Z at random, and stereocentres, if there are one or two, R or S in half of the
+    molecules.
     """
     sites = _Sites()
     for ring in rng.sample(recipe.rings, len(recipe.rings)):
@@ -53,16 +54,20 @@ def arrange(recipe: Recipe, rng: Random) -> Chem.Mol | None:
         return None
     if rng.random() < 0.5:
         _set_stereocentres(molecule, rng)
+    _set_double_bonds(molecule, rng)
     return molecule
 
 
 class _Sites:
-    """Blocks laid side by side; a bond to be made is a pair of dummy atoms with the same map number."""
+    """Blocks laid side by side and bonded step by step.
+
+    `_free` maps the open atoms of each ring to the types of bond that they may form.
+    """
 
     def __init__(self) -> None:
         self._blocks = Chem.RWMol()
-        self._free: list[dict[int, int]] = []  # per ring: atom -> the type of the bond that it may form
-        self._num_bonds = 0
+        self._free: list[dict[int, int]] = []
+        self._dummies: list[int] = []
 
     def add_ring(self, name: str) -> None:
         offset = self._insert(_RING_MOLECULES[name])
@@ -94,7 +99,7 @@ class _Sites:
             return True
         offset = self._insert(_fragment(smiles))
         for (dummy, _), atom in zip(ends, pair, strict=True):
-            self._bond(atom, offset + dummy, is_dummy=True)
+            self._replace(offset + dummy, atom)
         return True
 
     def add_substituent(self, smiles: str, rng: Random) -> bool:
@@ -109,11 +114,15 @@ class _Sites:
             return False
         ring, atom = rng.choice(options)
         del self._free[ring][atom]
-        self._bond(atom, self._insert(_fragment(smiles)) + dummy, is_dummy=True)
+        self._replace(self._insert(_fragment(smiles)) + dummy, atom)
         return True
 
     def molecule(self) -> Chem.Mol | None:
-        molecule = Chem.molzip(self._blocks.GetMol())
+        self._blocks.BeginBatchEdit()
+        for dummy in self._dummies:
+            self._blocks.RemoveAtom(dummy)
+        self._blocks.CommitBatchEdit()
+        molecule = self._blocks.GetMol()
         if Chem.SanitizeMol(molecule, catchErrors=True) != Chem.SanitizeFlags.SANITIZE_NONE:
             return None
         return molecule
@@ -123,19 +132,17 @@ class _Sites:
         self._blocks.InsertMol(fragment)
         return offset
 
-    def _bond(self, atom: int, other: int, *, is_dummy: bool = False) -> None:
-        self._num_bonds += 1
-        self._mark(atom)
-        if is_dummy:
-            self._blocks.GetAtomWithIdx(other).SetAtomMapNum(self._num_bonds)
-        else:
-            self._mark(other)
+    def _replace(self, dummy: int, atom: int) -> None:
+        [neighbour] = self._blocks.GetAtomWithIdx(dummy).GetNeighbors()
+        self._dummies.append(dummy)
+        self._bond(atom, neighbour.GetIdx())
 
-    def _mark(self, index: int) -> None:
-        self._blocks.GetAtomWithIdx(index).SetNumExplicitHs(0)  # the hydrogen of a pyrrole-like [nH]
-        dummy = Chem.Atom(0)
-        dummy.SetAtomMapNum(self._num_bonds)
-        self._blocks.AddBond(index, self._blocks.AddAtom(dummy), Chem.BondType.SINGLE)
+    def _bond(self, one: int, other: int) -> None:
+        self._blocks.AddBond(one, other, Chem.BondType.SINGLE)
+        for index in (one, other):
+            if self._blocks.GetAtomWithIdx(index).GetIsAromatic():
+                # The hydrogen of a pyrrole-like [nH] makes room.
+                self._blocks.GetAtomWithIdx(index).SetNumExplicitHs(0)
 
 
 def _draw(table: tuple[Block, ...], count: int, rng: Random) -> tuple[str, ...]:
@@ -169,6 +176,15 @@ def _ring_bond_type(atom: Chem.Atom) -> int:
     return 13 if beside_heteroatom else 15
 
 
+def _set_double_bonds(molecule: Chem.Mol, rng: Random) -> None:
+    for before, one, other, after in molecule.GetSubstructMatches(_LINKING_DOUBLE_BOND):
+        bond = molecule.GetBondBetweenAtoms(one, other)
+        bond.SetStereoAtoms(*((before, after) if bond.GetBeginAtomIdx() == one else (after, before)))
+        is_trans = rng.random() < 2 / 3
+        bond.SetStereo(Chem.BondStereo.STEREOTRANS if is_trans else Chem.BondStereo.STEREOCIS)
+        Chem.SetDoubleBondNeighborDirections(molecule)
+
+
 def _set_stereocentres(molecule: Chem.Mol, rng: Random) -> None:
     centres = [index for index, _ in Chem.FindMolChiralCenters(molecule, includeUnassigned=True)]
     if not 1 <= len(centres) <= 2:
@@ -186,6 +202,7 @@ def _set_stereocentres(molecule: Chem.Mol, rng: Random) -> None:
 
 
 _NO_TAG = Chem.ChiralType.CHI_UNSPECIFIED
+_LINKING_DOUBLE_BOND = Chem.MolFromSmarts("*[CX3;H1]=[CX3;H1]*")
 _RING_MOLECULES = {name: Chem.MolFromSmiles(block.smiles) for name, block in RINGS.items()}
 _RING_SITES = {name: _ring_sites(ring) for name, ring in _RING_MOLECULES.items()}
 _FRAGMENTS = {

@@ -137,9 +137,8 @@ LINKS: tuple[Block, ...] = (
     Block(smiles="[6*]C(=O)[6*]", weight=1.2),
     Block(smiles="[6*]C(=O)C[8*]", weight=0.7),
     Block(smiles="[6*]C(=O)CC[8*]", weight=0.5),
-    Block(smiles="[20*]/C=C/[20*]", weight=0.7),
-    Block(smiles="[20*]/C=C\\[20*]", weight=0.4),
-    Block(smiles="[20*]/C=C/C(=O)N[5*]", weight=0.7),
+    Block(smiles="[20*]C=C[20*]", weight=1.1),
+    Block(smiles="[20*]C=CC(=O)N[5*]", weight=0.7),
     Block(smiles="[20*]C#C[20*]", weight=0.6),
 )
 

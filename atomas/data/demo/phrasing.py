@@ -7,14 +7,11 @@ from random import Random
 from typing import TypeVar
 
 from rdkit import Chem
-from rdkit.Chem import rdMolDescriptors
 
 from atomas.data.demo.anatomy import Anatomy, Attachment, Unit
+from atomas.data.demo.facts import whole_molecule
 from atomas.data.demo.words import (
-    COUNTED,
-    DENIED,
     GROUP_NOUNS,
-    MASS_NOUNS,
     Phrase,
     Span,
     about,
@@ -33,7 +30,6 @@ MIN_WORDS, MAX_WORDS = 25, 50
 
 _DISTANCE_WORDS = {1: "ortho", 2: "meta", 3: "para"}
 _ORDINALS = ("first", "second", "third")
-_SUBJECTS = ("the molecule", "the compound", "the structure", "this compound", "this molecule")
 _LINK_SENTENCES = (
     "{a} is linked to {b} through {path}",
     "{a} is connected to {b} by {path}",
@@ -75,12 +71,12 @@ def describe(anatomy: Anatomy, rng: Random) -> tuple[str, list[Span]]:
     """
     narrator = _Narrator(anatomy, rng)
     sentences = [build() for build in narrator.plan()]
-    facts = _facts(anatomy, rng)
+    facts, more = whole_molecule(anatomy, rng)
     limit = rng.randint(MIN_WORDS, MAX_WORDS)
-    told = 0
-    while facts and (told == 0 or _num_words(sentences) < limit):
-        sentences.insert(rng.choice((0, len(sentences), len(sentences))), facts.pop(0))
-        told += 1
+    while more and (not facts or _num_words([*sentences, *facts]) < limit):
+        facts.append(more.pop())
+    for fact in facts:
+        sentences.insert(rng.choice((0, len(sentences), len(sentences))), fact)
     return write(sentences)
 
 
@@ -136,22 +132,26 @@ class _Narrator:
         is_uniform = is_uniform and len(unit.numberings) == 2 * len(unit.atoms)
         if is_uniform and len(atoms) == 1:
             return _Layout(locants={})
-        locants = dict(zip(atoms, unit.locants(atoms), strict=True))
+        by_locants = _Layout(locants=dict(zip(atoms, unit.locants(atoms), strict=True)))
         if unit.kind != "benzene" or len(atoms) > 3:
-            return _Layout(locants=locants)
+            return by_locants
+        branches = [branch for branch in self._anatomy.branches if branch.ring == ring]
         kinds = [self._units[other].kind for _, other in bonded]
         anchors = [pair for pair, kind in zip(bonded, kinds, strict=True) if kinds.count(kind) == 1]
-        num_links = sum(ring in (link.ring, link.far_ring) for link in self._anatomy.links)
+        if len(atoms) == 2 and not anchors:
+            is_pair = len(branches) == 2 and all(len(branch.path) == 1 for branch in branches)
+            return _Layout(locants={}, is_pair=True) if is_pair else by_locants
         if len(atoms) == 2:
-            if not anchors and num_links:
-                return _Layout(locants=locants)
-            return _Layout(locants={}, anchor=anchors[0] if anchors else None, is_pair=not anchors)
-        if anchors and self._rng.random() < 0.75:
+            return _Layout(locants={}, anchor=anchors[0])
+        # Links come first in `kinds`: "the CH2 group is para to ..." must not fit a second CH2 group.
+        links = kinds[: len(kinds) - len(branches)]
+        is_clear = anchors and all(kinds.count(kind) == 1 for kind in links)
+        if is_clear and self._rng.random() < 0.75:
             distances = sorted(_ring_distance(unit, anchors[0][0], atom) for atom in atoms)[1:]
             # Ortho and meta to the anchor may be 2,3 or 2,5: locants tell them apart.
             if distances != [1, 2]:
                 return _Layout(locants={}, anchor=anchors[0])
-        return _Layout(locants=locants)
+        return by_locants
 
     def _link(self, link: Attachment) -> Phrase:
         assert link.far_ring is not None
@@ -173,14 +173,13 @@ class _Narrator:
 
     def _side(self, unit: Unit, one: int, other: int) -> Phrase:
         """Which ring an end of an amide, ester, ... looks at."""
-        word, atoms = self._rng.choice(unit.ends)
-        end = f"{unit.kind.removeprefix('N-methyl ')} {word}"
-        distances = Chem.GetDistanceMatrix(self._anatomy.molecule)
-        ring = min(
-            (one, other), key=lambda ring: min(distances[atoms[0], atom] for atom in self._units[ring].atoms)
-        )
+        (word, atoms), (_, opposite) = self._rng.sample(unit.ends, 2)
+        distances = Chem.GetDistanceMatrix(self._anatomy.molecule)[:, self._units[one].atoms]
+        faces_one = distances[atoms, :].min() < distances[opposite, :].min()
         return fill(
-            self._rng.choice(_SIDE_CLAUSES), end=lambda: about(end, atoms), ring=lambda: self._ring(ring)
+            self._rng.choice(_SIDE_CLAUSES),
+            end=lambda: about(f"{unit.kind.removeprefix('N-methyl ')} {word}", atoms),
+            ring=lambda: self._ring(one if faces_one else other),
         )
 
     def _path(self, path: tuple[int, ...]) -> Phrase:
@@ -211,7 +210,9 @@ class _Narrator:
             kinds = tuple(self._units[unit].kind for unit in branch.path)
             key = kinds if len(kinds) == 1 else (*kinds, str(branch.atom))
             alike.setdefault(key, []).append(branch)
+        anchor = self._layouts[ring].anchor
         groups = self._shuffled(list(alike.values()))
+        groups.sort(key=lambda group: anchor is None or group[0].atom != anchor[0])
         return fill(
             self._rng.choice(_RING_SENTENCES),
             ring=lambda: self._ring(ring),
@@ -245,10 +246,11 @@ class _Narrator:
             item = about(f"{number_word(len(group))} {noun}", atoms)
         else:
             item = self._group(group[0].path[0])
-            for unit in group[0].path[1:-1]:
-                item = (*item, *plain(" leading to "), *self._group(unit))
+            for number, unit in enumerate(group[0].path[1:], start=2):
+                verb = "ending in" if number == len(group[0].path) else "leading to"
+                item = (*item, *plain(f"{' (' if number == 2 else ' '}{verb} "), *self._group(unit))
             if len(group[0].path) > 1:
-                item = (*item, *plain(" ending in "), *self._group(group[0].path[-1]))
+                item = (*item, *plain(")"))
         return (*item, *self._place(ring, [branch.atom for branch in group]))
 
     def _place(self, ring: int, atoms: list[int]) -> Phrase:
@@ -330,103 +332,3 @@ def _ring_distance(unit: Unit, one: int, other: int) -> int:
 
 def _num_words(sentences: list[Phrase]) -> int:
     return sum(len("".join(piece for piece, _ in sentence).split()) for sentence in sentences)
-
-
-def _facts(anatomy: Anatomy, rng: Random) -> list[Phrase]:
-    """Sentences about the whole molecule, to be told from the front on: stereo, charge, then a mixture."""
-    molecule, subject = anatomy.molecule, rng.choice(_SUBJECTS)
-    must = [*_stereo(anatomy, rng), *_charge(molecule, subject)]
-    may = [
-        *_counts(molecule, subject, rng),
-        *_properties(molecule, subject, rng),
-        *_denials(molecule, subject, rng),
-    ]
-    rng.shuffle(may)
-    return must + may
-
-
-def _stereo(anatomy: Anatomy, rng: Random) -> list[Phrase]:
-    centres = anatomy.stereocentres
-    if not centres:
-        return []
-    if len(centres) == 1:
-        [(atom, label)] = centres
-        template = rng.choice(
-            (
-                f"the {{centre}} is {label} configured",
-                f"{{centre}}: {label}",
-                f"its only {{centre}} has {label} configuration",
-            )
-        )
-        return [fill(template, centre=lambda: about("stereocentre", [atom]))]
-    labels = [label for _, label in centres]
-    how = f"both {labels[0]}" if labels[0] == labels[1] else "one R and one S"
-    noun = about("two stereocentres", [atom for atom, _ in centres])
-    return [fill(f"there are {{centres}}, {how}", centres=lambda: noun)]
-
-
-def _charge(molecule: Chem.Mol, subject: str) -> list[Phrase]:
-    charge = Chem.GetFormalCharge(molecule)
-    return [plain(f"{subject} carries a net charge of {charge:+d}")] if charge else []
-
-
-def _counts(molecule: Chem.Mol, subject: str, rng: Random) -> list[Phrase]:
-    out = []
-    for noun, smarts in COUNTED:
-        matches = molecule.GetSubstructMatches(_PATTERNS[smarts])
-        if matches:
-            words = f"{number_word(len(matches))} {noun if len(matches) == 1 else plural(noun)}"
-            # "one" speaks of a single atom or carbonyl, "three" of all of them.
-            counted = about(words, [atom for match in matches for atom in match])
-            template = rng.choice(
-                (f"{subject} has {{n}} in total", "in all there are {n}", "{n} can be counted")
-            )
-            out.append(_agree(template, len(matches), counted))
-    return rng.sample(out, min(2, len(out)))
-
-
-def _agree(template: str, count: int, counted: Phrase) -> Phrase:
-    return fill(template.replace("there are", "there is") if count == 1 else template, n=lambda: counted)
-
-
-def _properties(molecule: Chem.Mol, subject: str, rng: Random) -> list[Phrase]:
-    num_rotatable = rdMolDescriptors.CalcNumRotatableBonds(molecule)
-    num_donors = rdMolDescriptors.CalcNumHBD(molecule)
-    num_rings = rdMolDescriptors.CalcNumRings(molecule)
-    about_size = 5 * round(molecule.GetNumHeavyAtoms() / 5)
-    out = [
-        f"{subject} has {_counted(num_rotatable, 'rotatable bond')}",
-        f"{subject} offers {_counted(num_donors, 'hydrogen bond donor')}",
-        f"{subject} is built from {_counted(num_rings, 'ring')}",
-        rng.choice(
-            (f"it has about {about_size} heavy atoms", f"its size is roughly {about_size} heavy atoms")
-        ),
-    ]
-    if Chem.GetFormalCharge(molecule) == 0:
-        out.append(f"{subject} is uncharged")
-    return [plain(sentence) for sentence in rng.sample(out, 2)]
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{number_word(count)} {noun if count == 1 else plural(noun)}"
-
-
-def _denials(molecule: Chem.Mol, subject: str, rng: Random) -> list[Phrase]:
-    absent = [noun for noun, smarts in DENIED if not molecule.HasSubstructMatch(_PATTERNS[smarts])]
-    if not absent:
-        return []
-    if len(absent) > 1 and rng.random() < 0.4:
-        one, other = (
-            noun if noun in MASS_NOUNS else f"{with_article(noun)} {noun}" for noun in rng.sample(absent, 2)
-        )
-        return [plain(f"{subject} contains neither {one} nor {other}")]
-    noun = rng.choice(absent)
-    templates = (
-        f"{subject} contains no {noun}",
-        f"{subject} lacks any {noun}",
-        f"there is no {noun}",
-    )
-    return [plain(rng.choice(templates))]
-
-
-_PATTERNS = {smarts: Chem.MolFromSmarts(smarts) for _, smarts in (*COUNTED, *DENIED)}

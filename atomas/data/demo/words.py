@@ -55,7 +55,7 @@ def write(sentences: Sequence[Phrase]) -> tuple[str, list[Span]]:
 
 def with_article(noun: str) -> str:
     """The article "a" or "an", as the noun is spoken."""
-    return "an" if re.match(r"[aeio]|N[-H]|OH", noun) else "a"
+    return "an" if re.match(r"[aeio]|N[-H]|O[HC]|E ", noun) else "a"
 
 
 def number_word(number: int) -> str:
@@ -186,7 +186,7 @@ COUNTED: tuple[tuple[str, str], ...] = (
     ("oxygen atom", "[#8]"),
     ("sulfur atom", "[#16]"),
     ("carbonyl group", "[CX3]=[OX1]"),
-    ("methyl group", "[CH3]"),
+    ("CH3 group", "[CH3]"),
 )
 MASS_NOUNS = {"halogen", "fluorine", "chlorine", "sulfur", "nitrogen"}
 DENIED: tuple[tuple[str, str], ...] = (
