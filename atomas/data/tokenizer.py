@@ -206,19 +206,24 @@ def _find_file(spec: str | Path) -> Path:
             if (path / name).is_file():
                 return path / name
         raise AtomasError(f"{path} holds no tokenizer: it needs a tokenizer.json or a spiece.model")
-    from transformers.utils.hub import cached_file
+    return _download(str(spec), names)
 
-    for name in names:
+
+def _download(name: str, files: Sequence[str]) -> Path:
+    from transformers.utils.hub import LocalEntryNotFoundError, cached_file
+
+    for file in files:
         try:
-            found = cached_file(str(spec), name, _raise_exceptions_for_missing_entries=False)
+            return Path(cached_file(name, file))
         except (OSError, ValueError) as error:
-            raise AtomasError(
-                f"tokenizer {str(spec)!r}: no such folder here, and not reachable as a hub name; "
-                "give a folder with a T5 tokenizer.json or spiece.model, or `corpus`"
-            ) from error
-        if found is not None:
-            return Path(found)
-    raise AtomasError(f"hub repository {str(spec)!r} holds neither {' nor '.join(names)}")
+            if isinstance(
+                error.__cause__, LocalEntryNotFoundError
+            ):  # offline; other files will not come either
+                break
+    raise AtomasError(
+        f"tokenizer {name!r}: no such folder here, and no {' or '.join(files)} under that hub name; "
+        "give a folder with a T5 tokenizer, or `corpus`"
+    )
 
 
 def _from_json(file: Path) -> Tokenizer:

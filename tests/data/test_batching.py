@@ -1,0 +1,108 @@
+"""Ragged batches: nothing lost, nothing padded; groups of like length are the best under their budget."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atomas.data.batching import GROUP_COST, RaggedTokens, collate, length_buckets, stable_id
+from atomas.data.tokenizer import AtomasTokenizer
+
+
+class CharacterTokenizer:
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[*map(ord, text), 1] for text in texts]
+
+
+RECORDS = [
+    {"smiles": "CCO", "text": "an alcohol", "inchikey": "LFQSCWFLJHTTHZ-UHFFFAOYSA-N"},
+    {"smiles": "OCC", "text": "ethanol", "inchikey": "LFQSCWFLJHTTHZ-UHFFFAOYSA-N"},
+    {"smiles": "C", "text": "an alcohol", "inchikey": "VNWKTOKETHGBQD-UHFFFAOYSA-N"},
+]
+
+
+def rows(tokens: RaggedTokens) -> list[list[int]]:
+    return [row.tolist() for row in tokens.ids.split(tokens.lengths.tolist())]
+
+
+def test_a_batch_holds_the_records_tokens() -> None:
+    batch = collate(RECORDS, CharacterTokenizer(), sample_ids=[7, 8, 9])
+    assert rows(batch.smiles) == [[67, 67, 79, 1], [79, 67, 67, 1], [67, 1]]
+    assert rows(batch.text) == CharacterTokenizer().encode_batch([record["text"] for record in RECORDS])
+    assert batch.sample_id.tolist() == [7, 8, 9]
+    assert {tensor.dtype for tensor in (batch.text.ids, batch.text.lengths, batch.text_id)} == {torch.int64}
+    assert len(batch) == 3
+
+
+def test_equal_molecules_and_texts_have_equal_ids() -> None:
+    batch = collate(RECORDS, CharacterTokenizer())
+    first, second, third = batch.molecule_id.tolist()
+    assert first == second != third
+    first, second, third = batch.text_id.tolist()
+    assert first == third != second
+
+
+def test_only_a_text_is_cut_and_keeps_its_end() -> None:
+    batch = collate(RECORDS, CharacterTokenizer(), max_text_tokens=3)
+    assert rows(batch.text) == [[97, 110, 1], [101, 116, 1], [97, 110, 1]]
+    assert batch.smiles.lengths.tolist() == [4, 4, 2]
+
+
+def test_an_id_is_the_first_63_bits_of_sha256() -> None:
+    digest = hashlib.sha256("Stickstoff \u03b1".encode()).hexdigest()
+    assert stable_id("Stickstoff \u03b1") == int(digest[:16], 16) // 2 < 2**63
+
+
+def test_moving_a_batch_moves_every_tensor() -> None:
+    batch = collate(RECORDS, CharacterTokenizer()).to("meta")
+    tensors = [batch.text.ids, batch.text.lengths, batch.smiles.ids, batch.smiles.lengths]
+    tensors += [batch.molecule_id, batch.text_id, batch.sample_id]
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+
+
+@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 4000))
+def test_buckets_partition_the_rows_within_the_budget(lengths: list[int], budget: int) -> None:
+    groups = [group.tolist() for group in length_buckets(torch.tensor(lengths, dtype=torch.int64), budget)]
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    spans = [[lengths[row] for row in group] for group in groups]
+    assert all(len(span) == 1 or len(span) * max(span) <= budget for span in spans)
+    assert all(min(longer) >= max(shorter) for longer, shorter in pairwise(spans))
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=7), st.integers(1, 4000))
+def test_no_other_partition_of_the_sorted_rows_is_cheaper(lengths: list[int], budget: int) -> None:
+    ordered = sorted(lengths, reverse=True)
+
+    def cost(spans: list[list[int]]) -> float:
+        legal = all(len(span) == 1 or len(span) * span[0] <= budget for span in spans)
+        return sum(len(span) * span[0] + GROUP_COST for span in spans) if legal else float("inf")
+
+    cheapest = float("inf")
+    for cuts in range(len(ordered)):
+        for places in combinations(range(1, len(ordered)), cuts):
+            bounds = [0, *places, len(ordered)]
+            spans = [ordered[a:b] for a, b in pairwise(bounds)]
+            cheapest = min(cheapest, cost(spans))
+    found = length_buckets(torch.tensor(lengths), budget)
+    assert cost([[lengths[row] for row in group.tolist()] for group in found]) == cheapest
+
+
+@pytest.mark.parametrize(("name", "limit"), [("description", 0.20), ("SMILES", 0.30)])
+def test_little_of_a_real_batch_is_padding(shared_data: Path, name: str, limit: float) -> None:
+    lines = (shared_data / "chebi20" / "validation.txt").read_text(encoding="utf-8").split("\n")
+    column = lines[0].split("\t").index(name)
+    tokenizer = AtomasTokenizer.load(shared_data / "tokenizers" / "t5")
+    ids = tokenizer.encode_batch([line.split("\t")[column] for line in lines[1:2049]])
+    lengths = torch.tensor([len(row) for row in ids])
+    padded = single = 0
+    for batch in lengths.split(64):
+        padded += sum(len(group) * int(batch[group].max()) for group in length_buckets(batch, 16384))
+        single += len(batch) * int(batch.max())
+    real = int(lengths.sum())
+    print(f"{name}: {1 - real / padded:.1%} padding in groups, {1 - real / single:.1%} in one piece")
+    assert 1 - real / padded < limit < 1 - real / single
