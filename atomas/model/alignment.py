@@ -7,7 +7,7 @@ gradients this is the gradient of the global batch.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ from atomas.model.polymerization import Polymerization
 from atomas_kernels import info_nce, segment_softmax, token_interaction
 
 
-@dataclass(frozen=True, kw_only=True)
-class Level:
+class Level(NamedTuple):
     """B sequences of one modality at one level: 0 tokens, 1 fragments or phrases, 2 molecule or paragraph."""
 
     tokens: Tensor

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from atomas.config import ModelConfig
-from atomas.data.batching import RaggedTokens, length_buckets
+from atomas.data.batching import RaggedTokens, length_buckets, split_groups
+from atomas.distributed.gather import gather_sizes
 from atomas.errors import AtomasError
 from atomas.model.layers import full_precision
 from atomas.model.ragged import PaddedRows, flatten
@@ -35,6 +36,8 @@ class Backbone(nn.Module):
             t5.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.t5 = t5
         self.token_budget = token_budget
+        self.in_step = False
+        """Run equally many passes on every rank: ZeRO stage 3 gathers weights in each of them, collectively."""
 
     @property
     def width(self) -> int:
@@ -44,7 +47,7 @@ class Backbone(nn.Module):
     def encode(self, tokens: RaggedTokens) -> Tensor:
         """Encoder states [T, D] of B sequences, in the order of `tokens`."""
         blocks = [
-            PaddedRows.of(tokens.lengths, rows) for rows in length_buckets(tokens.lengths, self.token_budget)
+            PaddedRows.of(tokens.lengths, rows) for rows in self._passes(tokens.lengths)
         ]
         states = [
             self.t5.encoder(input_ids=block.pad(tokens.ids), attention_mask=block.mask).last_hidden_state
@@ -60,7 +63,7 @@ class Backbone(nn.Module):
             lengths: [B] int64, sum T.
             targets: B sequences to be written.
         """
-        pairs = length_buckets(lengths + targets.lengths, self.token_budget)
+        pairs = self._passes(lengths + targets.lengths)
         sources = [PaddedRows.of(lengths, rows) for rows in pairs]
         written = [PaddedRows.of(targets.lengths, rows) for rows in pairs]
         hidden = [
@@ -81,6 +84,13 @@ class Backbone(nn.Module):
         """Cross entropy of `targets` given encoder states, mean over target tokens (method section 4)."""
         loss: Tensor = self.t5.lm_head(self.decode(states, lengths, targets), targets.ids)
         return loss
+
+    def _passes(self, lengths: Tensor) -> list[Tensor]:
+        """Rows of each pass, of like length."""
+        groups = length_buckets(lengths, self.token_budget)
+        if self.in_step:
+            groups = split_groups(groups, max(gather_sizes(len(groups), lengths.device)))
+        return groups
 
     def _shift_right(self, ids: Tensor) -> Tensor:
         config = self.t5.config

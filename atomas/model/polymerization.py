@@ -1,6 +1,6 @@
 """Adaptive polymerisation: the tokens of one level become the tokens of the next (method section 3.1)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from atomas.model.ragged import PaddedRows, flatten, positions
 from atomas_kernels import cluster_merge, dpc_knn
 
 
-@dataclass(frozen=True, kw_only=True)
-class Polymerized:
-    """The tokens of the next level, and which tokens each of them was made of."""
+class Polymerized(NamedTuple):
+    """The tokens of the next level, and which tokens each of them was made of.
+
+    A tuple, because ZeRO stage 3 looks for tensors in what a module returns.
+    """
 
     tokens: Tensor
     """[sum K_i, D]"""

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atomas.config import Config
 from atomas.errors import AtomasError
+from atomas.model.atomas import AtomasModel
 
 # Removed from DeepSpeed 0.19.x, or set by Atomas; a run that names them would silently not be what it says.
 _REFUSED = {
@@ -67,12 +68,13 @@ def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
     return generated
 
 
-def build_engine(config: Config, model: nn.Module, world_size: int) -> Any:
+def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
     """The DeepSpeed engine around `model`, with AdamW that decays matrices only."""
     import deepspeed
 
     # A just-in-time compiled shared-memory all-reduce: a minute of compilation at the first start, for one host only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    model.encoder.backbone.in_step = config.deepspeed.zero_stage == 3
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.optimizer.weight_decay},

@@ -6,6 +6,7 @@ import platform
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,8 @@ def start_logging(log_file: Path, rank: int) -> None:
         handler.setFormatter(form)
         handler.setLevel(level)
         logger.addHandler(handler)
+    # DeepSpeed calls collectives that torch 2.13 has renamed; nothing that a user of a run can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     for noisy in ("DeepSpeed", "deepspeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
