@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import requests
-from requests.adapters import HTTPAdapter
+from requests.adapters import HTTPAdapter, Retry
 from rich.console import Console
-from urllib3.util.retry import Retry
 
 from atomas.data.progress import Progress
 from atomas.errors import AtomasError

@@ -28,11 +28,10 @@ SIGNS += ["\u2192", "\u2265", "\u00b7", "na\u00efve", "\u00c9", "\ufb01", "\u03c
 @pytest.mark.parametrize("sign", SIGNS)
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
 def test_mojibake_is_undone(sign: str, encoding: str) -> None:
-    try:
-        broken = sign.encode().decode(encoding)
-    except UnicodeDecodeError:
-        pytest.skip("Windows-1252 leaves this byte undefined")
-    assert repair_mojibake(f"at 4{broken}, {broken}") == f"at 4{sign}, {sign}"
+    # Five bytes have no character in Windows-1252; programs leave U+FFFD there, which nobody can undo.
+    broken = sign.encode().decode(encoding, errors="replace")
+    expected = sign if "\ufffd" not in broken else broken
+    assert repair_mojibake(f"at 4{broken}, {broken}") == f"at 4{expected}, {expected}"
 
 
 @pytest.mark.parametrize("sign", SIGNS)
