@@ -1,0 +1,6 @@
+"""Benchmarks of the operators beside the published form, plain PyTorch and torch.compile.
+
+    python -m atomas_kernels.bench --op token_interaction --batch 8 32 --json result.json
+
+Nothing is timed before its results agree with float64.
+"""
