@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from atomas.errors import AtomasError
@@ -35,6 +36,8 @@ class OrderedLoader(DataLoader[T]):
             collate_fn=_identity,
             pin_memory=pin_memory,
             worker_init_fn=_ignore_signals,
+            # Its own, or starting to iterate would draw from the generator that dropout continues.
+            generator=torch.Generator(),
         )
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
