@@ -265,7 +265,8 @@ def _assemble(vocabulary: Vocabulary, special: Sequence[str], normalizer: Any) -
     backend.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
     if backend.get_vocab_size() != len(pieces):
         raise AtomasError("the tokenizer's vocabulary holds a piece twice: its file is damaged")
-    return backend
+    # The library reads a score back with an error in the last bit, but what it has read once stays as it is.
+    return Tokenizer.from_str(backend.to_str())
 
 
 def _unpickle(content: str) -> AtomasTokenizer:

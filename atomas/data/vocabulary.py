@@ -28,8 +28,6 @@ SENTINELS = tuple(f"<extra_id_{number}>" for number in reversed(range(100)))
 _MAX_WORD_PIECE = 16
 _MAX_OTHER_PIECE = 6
 _SEED_FACTOR = 3
-# The tokenizers library reads longer decimals back with an error in the last bit; float32 needs no more.
-_SCORE_DECIMALS = 9
 _KEEP_PER_ROUND = 0.75
 
 
@@ -44,12 +42,11 @@ def complete_vocabulary(vocabulary: Vocabulary, special: Iterable[str]) -> Vocab
     never = (rare - 1.0) * 2 * max(len(piece) for piece in (*special, *BYTE_PIECES))
     present = {piece for piece, _ in vocabulary}
     spelled = {*special, *BYTE_PIECES}
-    complete = [
+    return [
         *((piece, never if piece in spelled else score) for piece, score in vocabulary),
         *((piece, rare) for piece in (WORD_START, *PRINTABLE_ASCII) if piece not in present),
         *((piece, never) for piece in BYTE_PIECES if piece not in present),
     ]
-    return [(piece, round(score, _SCORE_DECIMALS)) for piece, score in complete]
 
 
 def read_sentencepiece(path: Path) -> tuple[Vocabulary, bytes]:

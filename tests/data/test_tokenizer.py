@@ -91,8 +91,14 @@ def assert_lossless(tokenizer: AtomasTokenizer, strings: list[str], *, exact: bo
         assert tokenizer.decode(ids) == (string if exact else tokenizer.normalize(string))
 
 
-@pytest.mark.parametrize("kind", ["t5", "trained"])
-@pytest.mark.parametrize("name", PAIR_FILES)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("t5", name) for name in PAIR_FILES),
+        ("trained", "chebi20/validation"),
+        ("trained", "iupac/validation"),
+    ],
+)
 def test_real_pairs_round_trip(
     kind: str, name: str, shared_data: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -159,6 +165,7 @@ def test_a_sentencepiece_model_gives_the_ids_of_its_json(t5: AtomasTokenizer, sh
     assert model.vocab_size == t5.vocab_size == 32100 + 7 + 256
     texts = [*HOSTILE, *(s for pair in pair_file(shared_data / "pcdes" / "validation.txt") for s in pair)]
     assert model.encode_batch(texts) == t5.encode_batch(texts)
+    assert model.fingerprint == t5.fingerprint
 
 
 def test_a_foreign_sentencepiece_model_gets_the_layout_of_t5(shared_data: Path) -> None:
