@@ -133,6 +133,16 @@ def length_buckets(lengths: Tensor, token_budget: int) -> list[Tensor]:
     return groups[::-1]
 
 
+def split_groups(groups: Sequence[Tensor], count: int) -> list[Tensor]:
+    """The same rows in at least `count` groups, by halving the largest ones; rows must be enough."""
+    parts = list(groups)
+    while len(parts) < count:
+        largest = max(range(len(parts)), key=lambda number: len(parts[number]))
+        assert len(parts[largest]) > 1, f"{len(parts)} rows cannot make {count} groups"
+        parts[largest : largest + 1] = parts[largest].tensor_split(2)
+    return parts
+
+
 def collate(
     records: Sequence[Mapping[str, Any]],
     tokenizer: Encoder,

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomas.data.batching import GROUP_COST, RaggedTokens, collate, length_buckets, stable_id
+from atomas.data.batching import GROUP_COST, RaggedTokens, collate, length_buckets, split_groups, stable_id
 from atomas.data.tokenizer import AtomasTokenizer
 
 
@@ -90,6 +90,15 @@ def test_no_other_partition_of_the_sorted_rows_is_cheaper(lengths: list[int], bu
             cheapest = min(cheapest, cost(spans))
     found = length_buckets(torch.tensor(lengths), budget)
     assert cost([[lengths[row] for row in group.tolist()] for group in found]) == cheapest
+
+
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=6), st.integers(1, 12))
+def test_groups_are_split_until_there_are_enough(sizes: list[int], count: int) -> None:
+    groups = list(torch.arange(sum(sizes)).split(sizes))
+    parts = split_groups(groups, min(count, sum(sizes)))
+    assert len(parts) == max(len(groups), min(count, sum(sizes)))
+    assert torch.cat(parts).tolist() == list(range(sum(sizes)))
+    assert all(len(part) > 0 for part in parts)
 
 
 @pytest.mark.parametrize(("name", "limit"), [("description", 0.20), ("SMILES", 0.30)])
