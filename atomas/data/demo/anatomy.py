@@ -159,7 +159,8 @@ def _double_bond_kind(molecule: Chem.Mol, match: Sequence[int]) -> str:
 
 def _alkyls(molecule: Chem.Mol, claimed: set[int]) -> Iterator[Unit]:
     """Connected carbons that nothing else has taken, named by length, branching and number of open ends."""
-    left = {a.GetIdx() for a in molecule.GetAtoms() if a.GetSymbol() == "C" and a.GetIdx() not in claimed}
+    unclaimed = set(range(molecule.GetNumAtoms())) - claimed
+    left = {atom for atom in unclaimed if molecule.GetAtomWithIdx(atom).GetAtomicNum() == 6}
     while left:
         chain, frontier = set(), [min(left)]
         while frontier:
@@ -311,6 +312,7 @@ _ALKYL_NAMES: dict[tuple[int, int, int, tuple[int, ...]], str] = {
     (4, 2, 2, (1, 1)): "4-carbon chain",
     (2, 1, 1, (1, 1)): "methylated carbon",
 }
+# Every kind of unit that is no ring.
 KINDS = (
     frozenset(kind for kind, _, _ in GROUPS)
     | frozenset(_ALKYL_NAMES.values())
