@@ -53,9 +53,20 @@ def _native(name: str) -> Implementation:
     return Implementation(backend="native", target=target, device="cpu", dtypes=_HALF_AND_SINGLE)
 
 
+def _triton(module: str, name: str) -> Implementation:
+    target = f"atomas_kernels.triton.{module}:{name}"
+    return Implementation(backend="triton", target=target, device="cuda", dtypes=_HALF_AND_SINGLE)
+
+
+# In the order in which `auto` prefers them. Triton stands behind the reference, so it runs only when it is
+# named: it compiles without spills and agrees in the interpreter, but it has not been timed on a GPU.
 _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "segment_softmax": (_reference("segments", "segment_softmax"),),
-    "dpc_knn": (_native("dpc_knn"), _reference("clustering", "dpc_knn")),
+    "dpc_knn": (
+        _native("dpc_knn"),
+        _reference("clustering", "dpc_knn"),
+        _triton("clustering", "dpc_knn"),
+    ),
     "cluster_merge": (_native("cluster_merge"), _reference("clustering", "cluster_merge")),
     "token_interaction": (_native("token_interaction"), _reference("interaction", "token_interaction")),
     "info_nce": (_reference("contrastive", "info_nce"),),
@@ -93,14 +104,12 @@ def _select(op: str, device: torch.device, dtype: torch.dtype) -> Implementation
     candidates = _IMPLEMENTATIONS[op]
     if _chosen == "auto":
         return next(c for c in candidates if c.obstacle(device, dtype) is None)
-    named = [c for c in candidates if c.backend == _chosen]
-    if not named:
-        return candidates[-1]
-    obstacles = [c.obstacle(device, dtype) for c in named]
-    for candidate, obstacle in zip(named, obstacles, strict=True):
-        if obstacle is None:
-            return candidate
-    raise RuntimeError(f"{op}: the backend {_chosen!r} was chosen but cannot run: {obstacles[0]}")
+    by_name = {c.backend: c for c in candidates}
+    candidate = by_name.get(_chosen, by_name["reference"])
+    obstacle = candidate.obstacle(device, dtype)
+    if obstacle is not None:
+        raise RuntimeError(f"{op}: the backend {_chosen!r} was chosen but cannot run: {obstacle}")
+    return candidate
 
 
 @cache

@@ -51,7 +51,7 @@ def _assert_near(got: list[Tensor], expected: list[Tensor], tolerance: float) ->
         torch.testing.assert_close(a.double(), b.double(), atol=tolerance * scale, rtol=0)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=SIZES, molecules=SIZES, width=WIDTHS, seed=st.integers(0, 99))
 def test_token_interaction_is_the_reference(
     instruction_set: str, texts: list[int], molecules: list[int], width: int, seed: int
@@ -150,7 +150,7 @@ def test_a_score_does_not_depend_on_the_batch_around_it(instruction_set: str) ->
             assert alone.item() == scores[a, b].item()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.sampled_from(EDGES), max_size=4),
     width=WIDTHS,

@@ -15,7 +15,7 @@ def dpc_knn(tokens: Tensor, lengths: Tensor, *, ratio: float, k: int) -> tuple[T
     sizes = checks.segment_sizes("lengths", lengths, tokens.shape[0])
     counts = cluster_counts(lengths, ratio)
     parts = tokens.split(sizes)
-    labels = [_cluster_one(x, clusters, k) for x, clusters in zip(parts, counts.tolist(), strict=True)]
+    labels = [cluster_one(x, clusters, k) for x, clusters in zip(parts, counts.tolist(), strict=True)]
     assignment = torch.cat(labels) if labels else lengths.new_empty(0)
     return assignment, counts
 
@@ -28,7 +28,7 @@ def cluster_counts(lengths: Tensor, ratio: float) -> Tensor:
     return torch.minimum(counts.clamp(min=1), lengths)
 
 
-def _cluster_one(x: Tensor, clusters: int, k: int) -> Tensor:
+def cluster_one(x: Tensor, clusters: int, k: int) -> Tensor:
     """Assignment [N] of one sequence's tokens [N, D]."""
     n = x.shape[0]
     if n == 0:
