@@ -19,6 +19,7 @@ from atomas.model.ragged import PaddedRows, flatten
 from atomas_kernels import lm_cross_entropy
 
 UNKNOWN_ID = 2
+VOCABULARY_LAYERS = ("shared", "embed_tokens", "lm_head")
 
 
 class Backbone(nn.Module):
@@ -33,7 +34,9 @@ class Backbone(nn.Module):
         if hasattr(t5, "lm_head"):
             t5.lm_head = LanguageModelHead.around(t5.lm_head)
         if activation_checkpointing:
-            t5.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers renames it in the course of version 5
+            enable = getattr(t5, "activation_checkpointing_enable", t5.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
         self.t5 = t5
         self.token_budget = token_budget
         self.in_step = False
@@ -46,9 +49,7 @@ class Backbone(nn.Module):
 
     def encode(self, tokens: RaggedTokens) -> Tensor:
         """Encoder states [T, D] of B sequences, in the order of `tokens`."""
-        blocks = [
-            PaddedRows.of(tokens.lengths, rows) for rows in self._passes(tokens.lengths)
-        ]
+        blocks = [PaddedRows.of(tokens.lengths, rows) for rows in self._passes(tokens.lengths)]
         states = [
             self.t5.encoder(input_ids=block.pad(tokens.ids), attention_mask=block.mask).last_hidden_state
             for block in blocks
@@ -179,10 +180,26 @@ def _load_t5(model: ModelConfig, vocab_size: int, *, decoder: bool) -> Any:
         raise AtomasError(
             f"{where}: no T5 checkpoint there ({reason}); give a folder or a hub name"
         ) from error
-    known = t5.config.vocab_size
-    if vocab_size > known:
-        t5.resize_token_embeddings(vocab_size, mean_resizing=False)
-        for embedding in {t5.get_input_embeddings(), t5.get_output_embeddings()} - {None}:
-            # A piece that the checkpoint has never seen starts as what it would have been read as.
-            embedding.weight.data[known:] = embedding.weight.data[UNKNOWN_ID]
+    if vocab_size > t5.config.vocab_size:
+        _grow_vocabulary(t5, vocab_size)
     return t5
+
+
+@torch.no_grad()
+def _grow_vocabulary(t5: Any, vocab_size: int) -> None:
+    """Append rows to the embedding and the output layer, as copies of the row of <unk>.
+
+    By hand, because transformers 5 ties an output layer of its own to the embedding when it resizes.
+    """
+    layers = [layer for name, layer in t5.named_modules() if name.split(".")[-1] in VOCABULARY_LAYERS]
+    grown: dict[nn.Parameter, nn.Parameter] = {}
+    for layer in layers:
+        old = layer.weight
+        if old not in grown:
+            # What the checkpoint has never seen starts as what it would have been read as.
+            new_rows = old[UNKNOWN_ID].expand(vocab_size - len(old), -1)
+            grown[old] = nn.Parameter(torch.cat([old, new_rows]))
+        layer.weight = grown[old]
+        setattr(layer, "num_embeddings" if isinstance(layer, nn.Embedding) else "out_features", vocab_size)
+    for config in (t5.config, t5.encoder.config, *([t5.decoder.config] if hasattr(t5, "decoder") else [])):
+        config.vocab_size = vocab_size

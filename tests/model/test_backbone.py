@@ -1,0 +1,116 @@
+"""The ragged T5 against transformers' own padded one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import BertConfig, T5Config, T5ForConditionalGeneration
+
+from atomas.config import ModelConfig
+from atomas.errors import AtomasError
+from atomas.model.backbone import Backbone, build_t5, t5_from_config
+
+TEXT, TARGET = [5, 2, 9, 1, 9], [3, 8, 1, 4, 6]
+
+
+def _model_config(**keys: Any) -> ModelConfig:
+    sizes: dict[str, Any] = {
+        "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "dropout_rate": 0.0
+    }
+    return ModelConfig(**{**sizes, **keys})
+
+
+@pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("token_budget", [1, 20, 1000])
+def test_states_and_loss_are_those_of_each_sequence_alone(
+    make_tokens: Any, feed_forward: Any, tied: bool, token_budget: int
+) -> None:
+    torch.manual_seed(0)
+    config = _model_config(feed_forward=feed_forward, tie_word_embeddings=tied)
+    t5 = build_t5(config, 40, decoder=True).double().eval()
+    assert (t5.lm_head.weight is t5.shared.weight) == tied
+    backbone = Backbone(t5, token_budget=token_budget)
+    source, target = make_tokens(TEXT), make_tokens(TARGET, seed=1)
+
+    states = backbone.encode(source)
+    loss = backbone.language_model_loss(states, source.lengths, target)
+
+    rows = zip(source.ids.split(TEXT), target.ids.split(TARGET), strict=True)
+    expected_states, logits = [], []
+    for text, written in rows:
+        start = torch.cat([torch.zeros(1, dtype=torch.int64), written[:-1]])
+        output = t5(input_ids=text[None], decoder_input_ids=start[None])
+        expected_states.append(output.encoder_last_hidden_state[0])
+        logits.append(output.logits[0])
+    # T5's norm takes its variance in float32 even in float64, so 1e-6 is what can be asked for.
+    assert_close(states, torch.cat(expected_states), rtol=1e-5, atol=1e-6)
+    expected = torch.nn.functional.cross_entropy(torch.cat(logits), target.ids)
+    assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_for_generation_stay(make_tokens: Any) -> None:
+    backbone = Backbone(build_t5(_model_config(), 40, decoder=True).eval(), token_budget=64)
+    written = backbone.t5.generate(input_ids=make_tokens([4]).ids[None], max_new_tokens=5, num_beams=2)
+    assert written.shape[0] == 1
+
+
+def test_activation_checkpointing_changes_no_gradient(make_tokens: Any) -> None:
+    source, target = make_tokens(TEXT), make_tokens(TARGET, seed=1)
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        t5 = build_t5(_model_config(), 40, decoder=True)
+        backbone = Backbone(t5, token_budget=64, activation_checkpointing=recompute).train()
+        assert t5.encoder.block[0].gradient_checkpointing == recompute
+        backbone.language_model_loss(backbone.encode(source), source.lengths, target).backward()
+        gradients.append([parameter.grad for parameter in backbone.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert_close(recomputed, plain)
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_pretrained_with_new_pieces(tmp_path: Path, decoder: bool, tied: bool) -> None:
+    torch.manual_seed(0)
+    saved = build_t5(_model_config(tie_word_embeddings=tied), 40, decoder=True)
+    saved.save_pretrained(tmp_path)
+    loaded = build_t5(ModelConfig(pretrained=str(tmp_path), dropout_rate=0.25), 43, decoder=decoder)
+
+    assert loaded.config.dropout_rate == 0.25
+    assert hasattr(loaded, "lm_head") == decoder
+    assert loaded.config.scale_decoder_outputs == tied
+    weights = [(saved.shared.weight, loaded.encoder.embed_tokens.weight)]
+    if decoder:
+        weights.append((saved.lm_head.weight, loaded.lm_head.weight))
+    for old, new in weights:
+        assert new.shape == (43, 16)
+        assert_close(new[:40], old)
+        assert_close(new[40:], old[2].expand(3, -1))
+
+
+def test_smaller_vocabulary_than_the_checkpoint_keeps_its_rows(tmp_path: Path) -> None:
+    build_t5(_model_config(), 40, decoder=True).save_pretrained(tmp_path)
+    assert build_t5(ModelConfig(pretrained=str(tmp_path)), 30, decoder=True).shared.weight.shape[0] == 40
+
+
+def test_what_is_no_t5_checkpoint_is_said(tmp_path: Path) -> None:
+    with pytest.raises(AtomasError, match=r"model\.pretrained = .*no T5 checkpoint"):
+        build_t5(ModelConfig(pretrained=str(tmp_path)), 40, decoder=True)
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(AtomasError, match="'bert' model"):
+        build_t5(ModelConfig(pretrained=str(tmp_path)), 40, decoder=True)
+
+
+def test_an_untied_t5_of_older_versions_is_not_scaled() -> None:
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4}
+    for keys, scaled in (
+        ({"tie_word_embeddings": False}, False),
+        ({}, True),
+        ({"scale_decoder_outputs": False}, False),
+    ):
+        t5 = t5_from_config(T5Config(**sizes, **keys), decoder=True, tied=True)
+        assert isinstance(t5, T5ForConditionalGeneration)
+        assert t5.config.scale_decoder_outputs == scaled
