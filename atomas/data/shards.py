@@ -7,7 +7,6 @@ The bytes of a shard depend on its records alone (no times, owners or host names
 """
 
 import hashlib
-import io
 import json
 import os
 import platform
@@ -78,7 +77,8 @@ class ShardWriter:
         self._blocks: list[Block] = []
         self._num_blocks = 0
         self._shards: list[Shard] = []
-        self._tar: tarfile.TarFile | None = None
+        self._tar: Any = None
+        """webdataset.TarWriter of the shard that is open"""
 
     def __enter__(self) -> "ShardWriter":
         (self._directory / self._split).mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class ShardWriter:
             self._end_block()
             self._end_shard()
         elif self._tar is not None:
-            self._tar.fileobj.close()
+            self._tar.stream.close()
 
     def write(self, record: Record) -> None:
         """Append one record."""
@@ -117,16 +117,14 @@ class ShardWriter:
         if not self._lines:
             return
         if self._tar is None:
-            self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+            self._tar = _open_tar(self._path)
         data = b"".join(self._lines)
-        member = tarfile.TarInfo(f"{self._num_blocks:06d}.jsonl")
-        member.size = len(data)
-        member.mode = 0o644
-        offset = self._tar.offset + tarfile.BLOCKSIZE
-        self._tar.addfile(member, io.BytesIO(data))
+        key = f"{self._num_blocks:06d}"
+        offset = self._tar.tarstream.offset + tarfile.BLOCKSIZE
+        self._tar.write({"__key__": key, "jsonl": data})
         self._blocks.append(
             Block(
-                name=member.name,
+                name=f"{key}.jsonl",
                 offset=offset,
                 bytes=len(data),
                 num_records=len(self._lines),
@@ -135,7 +133,7 @@ class ShardWriter:
         )
         self._num_blocks += 1
         self._lines = []
-        if self._tar.offset >= self._shard_bytes:
+        if self._tar.tarstream.offset >= self._shard_bytes:
             self._end_shard()
 
     def _end_shard(self) -> None:
@@ -143,6 +141,7 @@ class ShardWriter:
             return
         path = self._path
         self._tar.close()
+        self._tar.stream.close()
         self._tar = None
         self._shards.append(
             Shard(
@@ -154,6 +153,13 @@ class ShardWriter:
             )
         )
         self._blocks = []
+
+
+def _open_tar(path: Path) -> Any:
+    import webdataset  # imports torch: only for whoever writes
+
+    # Fixed owner and times: the same records give the same bytes, wherever and whenever they are written.
+    return webdataset.TarWriter(path.open("wb"), user="", group="", mode=0o644, mtime=0, encoder=False)
 
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
