@@ -95,7 +95,18 @@ def active_backend(op: str, device: torch.device | str = "cpu", dtype: torch.dty
 
 def implementation(op: str, tokens: Tensor) -> Callable[..., Any]:
     """The function that runs operator `op` on tensors like `tokens`."""
-    return _function(_select(op, tokens.device, tokens.dtype).target)
+    target = _load(op, tokens.device, tokens.dtype)
+    return _loaded[target]
+
+
+# Under torch.compile the choice is made once, while tracing, and its name (not the function) becomes a constant.
+@torch.compiler.assume_constant_result
+def _load(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    target = _select(op, device, dtype).target
+    if target not in _loaded:
+        module, _, name = target.partition(":")
+        _loaded[target] = getattr(importlib.import_module(module), name)
+    return target
 
 
 def _select(op: str, device: torch.device, dtype: torch.dtype) -> Implementation:
@@ -122,13 +133,6 @@ def _import_error(module: str) -> str | None:
     return None
 
 
-@cache
-def _function(target: str) -> Callable[..., Any]:
-    module, _, name = target.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
-
-
 def _checked(name: str, source: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"{source}: no backend {name!r}; choose one of {', '.join(BACKENDS)}")
@@ -136,3 +140,4 @@ def _checked(name: str, source: str) -> str:
 
 
 _chosen = _checked(os.environ.get("ATOMAS_KERNELS", "auto"), "ATOMAS_KERNELS")
+_loaded: dict[str, Callable[..., Any]] = {}

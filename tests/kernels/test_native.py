@@ -234,3 +234,18 @@ def test_operators_are_well_formed_for_torch() -> None:
     torch.library.opcheck(native._cluster, (problem[0].detach(), problem[4], counts, 3), test_utils=utilities)
     arguments = (leaves[0], leaves[2], labels, problem[4], counts)
     torch.library.opcheck(native._merge, arguments, test_utils=utilities)
+
+
+def test_operators_stay_whole_under_torch_compile() -> None:
+    problem = _problem([5, 0, 7], [3, 4], 8, 0)
+    leaves = [x.requires_grad_() for x in problem[:4]]
+
+    def step(text: Tensor, smiles: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        labels, counts = ak.dpc_knn(text, problem[4], ratio=0.5)
+        merged = ak.cluster_merge(text, w, labels, problem[4], counts)
+        return ak.token_interaction(text, smiles, w, v, *problem[4:]).sum() + merged.square().sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(step(*leaves), leaves)
+    got = torch.autograd.grad(compiled(*leaves), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
