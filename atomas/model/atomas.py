@@ -13,7 +13,7 @@ from atomas.errors import AtomasError
 from atomas.model.alignment import HierarchicalAlignment, Level, recall_at_1
 from atomas.model.backbone import Backbone, build_t5
 from atomas.model.encoder import DualEncoder, Modality
-from atomas.model.layers import at_least_float32
+from atomas.model.layers import at_least_float32, full_precision
 from atomas.model.momentum import Identities, Keys, MomentumTargets, global_loss, own_columns
 from atomas.model.pooling import build_pooler
 
@@ -63,10 +63,15 @@ class AtomasModel(nn.Module):
             text_pooler=build_pooler(pooling, width=width, max_length=max_text_tokens),
             smiles_pooler=build_pooler(pooling, width=width, max_length=max_smiles_tokens),
         )
+        aligned = loss.hierarchical_weight > 0 and any(loss.level_weights)
+        if not (loss.global_weight or aligned or loss.lm_weight):
+            raise AtomasError(
+                "no loss is left: set loss.global_weight, loss.lm_weight or one of loss.level_weights"
+            )
         if loss.global_weight:
             self.temperature = nn.Parameter(torch.tensor([loss.temperature]))
         self.alignment: HierarchicalAlignment | None = None
-        if loss.hierarchical_weight and any(loss.level_weights):
+        if aligned:
             if width % model.polymerization_heads:
                 raise AtomasError(
                     f"model.polymerization_heads = {model.polymerization_heads} does not divide the width "
@@ -146,12 +151,13 @@ class AtomasModel(nn.Module):
         ignore = self._not_negative(mine, targets.keys.identities)
         loss = global_loss(text, smiles, targets, temperature, alpha=alpha, ignore=ignore)
         not_negative = self._not_negative(mine, everyone)
-        return {
-            "loss/global": loss,
-            "recall/text_to_smiles": recall_at_1(text @ online.smiles.T, own, not_negative),
-            "recall/smiles_to_text": recall_at_1(smiles @ online.text.T, own, not_negative),
-            "temperature": temperature.squeeze(0),
-        }
+        with full_precision(text.device):
+            similarities = {
+                "recall/text_to_smiles": text @ online.smiles.T,
+                "recall/smiles_to_text": smiles @ online.text.T,
+            }
+        recalls = {name: recall_at_1(scores, own, not_negative) for name, scores in similarities.items()}
+        return {"loss/global": loss, **recalls, "temperature": temperature.squeeze(0)}
 
     def _hierarchical(
         self, batch: PairBatch, text: Tensor, smiles: Tensor, everyone: Identities

@@ -19,7 +19,13 @@ MakeBatch = Callable[..., PairBatch]
 
 def _make_model(**keys: Any) -> AtomasModel:
     sizes: dict[str, Any] = {
-        "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "dropout_rate": 0.0
+        "d_model": 16,
+        "d_kv": 4,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "dropout_rate": 0.0,
     }
     model_keys = {name: keys.pop(name) for name in list(keys) if name in ModelConfig.__dataclass_fields__}
     token_budget = keys.pop("token_budget", 64)

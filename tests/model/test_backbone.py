@@ -17,7 +17,13 @@ TEXT, TARGET = [5, 2, 9, 1, 9], [3, 8, 1, 4, 6]
 
 def _model_config(**keys: Any) -> ModelConfig:
     sizes: dict[str, Any] = {
-        "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "dropout_rate": 0.0
+        "d_model": 16,
+        "d_kv": 4,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "dropout_rate": 0.0,
     }
     return ModelConfig(**{**sizes, **keys})
 

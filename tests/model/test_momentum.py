@@ -1,0 +1,118 @@
+"""Momentum copy, queue and global loss."""
+
+from collections import deque
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from atomas.config import MomentumConfig
+from atomas.model.momentum import FeatureQueue, Identities, Keys, Momentum, MomentumTargets, global_loss
+
+
+def _keys(ids: list[int]) -> Keys:
+    numbers = torch.tensor(ids)
+    features = numbers[:, None].float().expand(-1, 2)
+    return Keys(text=features, smiles=-features, identities=Identities(text=numbers, molecule=100 + numbers))
+
+
+@pytest.mark.parametrize("size", [1, 5, 8, 16])
+@pytest.mark.parametrize("batches", [[3, 3, 3, 3], [8, 8], [20, 1, 7], [1] * 9])
+def test_queue_holds_the_last_entries(size: int, batches: list[int]) -> None:
+    queue, expected = FeatureQueue(size, 2), deque[int](maxlen=size)
+    count = 0
+    for batch in batches:
+        ids = list(range(count, count + batch))
+        count += batch
+        queue.push(_keys(ids))
+        expected.extend(ids)
+        held = queue.keys()
+        assert sorted(held.identities.text.tolist()) == sorted(expected)
+        assert_close(held.text[:, 0], held.identities.text.float())
+        assert_close(held.smiles, -held.text)
+        assert_close(held.identities.molecule, held.identities.text + 100)
+
+
+def test_queue_of_size_zero_keeps_nothing() -> None:
+    queue = FeatureQueue(0, 2)
+    queue.push(_keys([1, 2]))
+    assert queue.keys().text.shape == (0, 2)
+
+
+def test_queue_continues_from_its_state() -> None:
+    first, second = FeatureQueue(5, 2), FeatureQueue(5, 2)
+    first.push(_keys([0, 1, 2]))
+    second.load_state_dict(first.state_dict())
+    for queue in (first, second):
+        queue.push(_keys([3, 4, 5, 6]))
+    assert_close(second.keys().identities.text, first.keys().identities.text)
+    assert sorted(second.keys().identities.text.tolist()) == [2, 3, 4, 5, 6]
+
+
+def test_update_moves_every_weight_by_the_coefficient(make_model: Any) -> None:
+    model = make_model(pooling="attention")
+    momentum = Momentum(model.encoder, MomentumConfig(coefficient=0.9))
+    before = {name: value.clone() for name, value in momentum.named_parameters()}
+    online = dict(model.named_parameters())
+    assert before.keys() < online.keys()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    momentum.update({name: value.double() for name, value in online.items()})
+    for name, value in momentum.named_parameters():
+        assert not value.requires_grad
+        assert_close(value, 0.9 * before[name] + 0.1 * online[name])
+
+
+def test_small_updates_are_not_rounded_away(make_model: Any) -> None:
+    model = make_model().to(torch.bfloat16)
+    momentum = Momentum(model.encoder, MomentumConfig(coefficient=0.995))
+    weight = dict(momentum.named_parameters())["encoder.backbone.t5.shared.weight"]
+    before = weight.clone()
+    sources = {name: value.float() * 1.01 for name, value in model.named_parameters()}
+    momentum.update(sources)
+    assert weight.dtype == torch.float32
+    assert_close(weight - before, before * 0.01 * 0.005, rtol=1e-2, atol=1e-6)
+
+
+def test_targets_see_the_queue_as_it_was(make_model: Any, make_batch: Any) -> None:
+    model = make_model(dropout_rate=0.5)
+    momentum = Momentum(model.encoder, MomentumConfig(queue_size=5)).train()
+    batch = make_batch([4, 7, 2], [3, 3, 5])
+    first = momentum.targets(batch)
+    assert len(first.keys.text) == 3
+    assert_close(first.keys.text, first.text)
+    unseen = momentum.targets(batch, enqueue=False)
+    assert_close(unseen.text, first.text)  # no dropout, no update in between
+    second = momentum.targets(batch)
+    assert len(unseen.keys.text) == len(second.keys.text) == 6
+    assert_close(second.keys.text[3:], first.text)
+    assert len(momentum.targets(batch).keys.text) == 3 + 5
+    assert_close(first.text.norm(dim=1), torch.ones(3))
+
+
+def test_global_loss_is_the_method(make_batch: Any) -> None:
+    torch.manual_seed(0)
+    text, smiles, slow_text, slow_smiles = torch.nn.functional.normalize(torch.randn(4, 3, 8), dim=-1)
+    queue = torch.nn.functional.normalize(torch.randn(2, 5, 8), dim=-1)
+    identities = Identities(text=torch.arange(8), molecule=torch.arange(8))
+    keys = Keys(
+        text=torch.cat([slow_text, queue[0]]),
+        smiles=torch.cat([slow_smiles, queue[1]]),
+        identities=identities,
+    )
+    targets = MomentumTargets(text=slow_text, smiles=slow_smiles, keys=keys)
+    temperature = torch.tensor([0.2])
+
+    expected = torch.zeros(())
+    for query, slow, columns in ((text, slow_text, keys.smiles), (smiles, slow_smiles, keys.text)):
+        soft = 0.4 * (slow @ columns.T / 0.2).softmax(1) + 0.6 * torch.eye(3, 8)
+        expected += -(soft * (query @ columns.T / 0.2).log_softmax(1)).sum(1).mean() / 2
+    assert_close(global_loss(text, smiles, targets, temperature, alpha=0.4, ignore=None), expected)
+
+
+def test_identities_are_shared_by_text_or_molecule() -> None:
+    rows = Identities(text=torch.tensor([1, 2]), molecule=torch.tensor([10, 20]))
+    columns = Identities(text=torch.tensor([1, 9, -1]), molecule=torch.tensor([77, 20, -1]))
+    assert rows.shared_with(columns).tolist() == [[True, False, False], [False, True, False]]
