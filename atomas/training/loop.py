@@ -24,8 +24,7 @@ def train(config: Config) -> int:
     Returns:
         The exit code: 0 when the last step is done, RESUME_EXIT_CODE after a stop that was asked for.
     """
-    with process_group(config.run) as (placement, device):
-        stop = StopSignal()
+    with StopSignal() as stop, process_group(config.run) as (placement, device):
         session = Session.open(config, placement, device)
         metrics = MetricsFile(session.run.attempt_path / "metrics.jsonl", enabled=placement.rank == 0)
         progress = Progress(

@@ -40,7 +40,10 @@ def train(corpus: Path, tmp_path: Path) -> Trainer:
         name: str, *overrides: str, ranks: int = 1, code: int | None = 0
     ) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            command(corpus, tmp_path / "runs", name, overrides, ranks), capture_output=True, text=True, check=False
+            command(corpus, tmp_path / "runs", name, overrides, ranks),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if code is not None:
             assert done.returncode == code, done.stderr[-4000:]

@@ -1,0 +1,104 @@
+"""From a checkpoint to a retrieval report, through the command that a user calls."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from atomas.cli import main
+from atomas.data.demo import build_demo_corpus
+from atomas.data.shards import Corpus
+from atomas.data.stream import evaluation_batches
+from atomas.tasks.retrieval import evaluate_retrieval
+from atomas.training.model_files import read_model
+from tests.training.conftest import command
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("retrieval") / "corpus"
+    build_demo_corpus(folder, pairs=240, seed=5, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    arguments = command(corpus, runs, "run", ["--training.max_steps=3", "--momentum.coefficient=0.5"], 1)
+    subprocess.run(arguments, check=True, capture_output=True)
+    return runs / "run"
+
+
+def evaluate(*arguments: object) -> int:
+    """Exit code of the command, run in this process: starting one costs seconds."""
+    with contextlib.suppress(SystemExit):
+        main(["evaluate", "retrieval", *map(str, arguments)])
+        return 0
+    return 2
+
+
+def test_report(run: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "report.json"
+    assert evaluate("--checkpoint", run, "--data", corpus, "--report", file) == 0
+    screen = capsys.readouterr().out
+    report = json.loads(file.read_text())
+    assert report["step"] == 3
+    assert report["pairs"] == Corpus.open(corpus).split("test").num_records
+    assert set(report["metrics"]) == {"global", "hierarchical", "combined"}
+    for score in report["metrics"].values():
+        for direction in ("text_to_molecule", "molecule_to_text"):
+            values = score[direction]
+            assert 0 <= values["recall_at_1"] <= values["recall_at_5"] <= values["recall_at_10"] <= 1
+            assert values["recall_at_1"] <= values["mrr"]
+    assert "R@1" in screen
+    assert str(file) in screen
+
+
+def test_scores_do_not_depend_on_batching_or_ranks(run: Path, corpus: Path) -> None:
+    model, tokenizer, _ = read_model(next((run / "checkpoints").iterdir()))
+    split = Corpus.open(corpus).split("test")
+
+    def result(batch_size: int) -> np.ndarray:
+        batches = evaluation_batches(split, tokenizer, batch_size=batch_size)
+        found = evaluate_retrieval(model, batches, torch.device("cpu"), hierarchical=True)
+        return np.array([[m.mrr, m.median_rank] for d in found.metrics.values() for m in d.values()])
+
+    np.testing.assert_allclose(result(3), result(64), rtol=1e-5)
+
+
+def test_momentum_weights_are_others_than_the_online_ones(run: Path) -> None:
+    checkpoint = next((run / "checkpoints").iterdir())
+    online = dict(read_model(checkpoint)[0].named_parameters())
+    momentum = dict(read_model(checkpoint, momentum=True)[0].named_parameters())
+    changed = {name for name in online if not torch.equal(online[name], momentum[name])}
+    assert changed
+    assert all(name.startswith("encoder.") for name in changed)
+
+
+def test_mistakes_are_one_line(
+    run: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged)
+    weights = next((damaged / "checkpoints").iterdir()) / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments, message in (
+        (["--checkpoint", tmp_path / "none", "--data", corpus], "does not exist"),
+        (["--checkpoint", empty, "--data", corpus], "neither a checkpoint nor a run folder"),
+        (["--checkpoint", damaged, "--data", corpus], "model.safetensors has"),
+        (["--checkpoint", run, "--data", corpus, "--best"], "never evaluated"),
+        (["--checkpoint", run, "--data", empty], "index.json"),
+        (["--checkpoint", run, "--data", corpus, "--split", "tset"], "test"),
+        (["--checkpoint", run, "--data", corpus, "--report", empty / "x" / "r.json"], "does not exist"),
+    ):
+        assert evaluate(*arguments) == 2, arguments
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("atomas: error: ")
+        assert message in line
