@@ -99,14 +99,18 @@ def implementation(op: str, tokens: Tensor) -> Callable[..., Any]:
     return _loaded[target]
 
 
-# Under torch.compile the choice is made once, while tracing, and its name (not the function) becomes a constant.
-@torch.compiler.assume_constant_result
 def _load(op: str, device: torch.device, dtype: torch.dtype) -> str:
     target = _select(op, device, dtype).target
     if target not in _loaded:
         module, _, name = target.partition(":")
         _loaded[target] = getattr(importlib.import_module(module), name)
     return target
+
+
+# Under torch.compile the choice is made once, while tracing, and its name (not the function) becomes a
+# constant. This is what torch.compiler.assume_constant_result does, which would import the whole compiler
+# (seconds) to do it.
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _select(op: str, device: torch.device, dtype: torch.dtype) -> Implementation:
