@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import socket
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
+from fractions import Fraction
 
 import torch
 import torch.distributed as dist
@@ -43,7 +46,6 @@ def process_group(run: RunConfig) -> Iterator[tuple[Placement, torch.device]]:
     except PlacementError as error:
         raise AtomasError(str(error)) from None
     device = resolve_device(run.device, placement.local_rank)
-    torch.set_num_threads(run.threads or max(1, visible_cores() // placement.local_world_size))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # DeepSpeed reads these from the environment, whichever launcher gave them.
@@ -60,7 +62,7 @@ def process_group(run: RunConfig) -> Iterator[tuple[Placement, torch.device]]:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             # one process needs no port, and so cannot collide with another run on this host
-            store=dist.HashStore() if placement.launcher == "single" else None,
+            store=dist.HashStore() if placement.world_size == 1 else None,
             rank=placement.rank,
             world_size=placement.world_size,
             timeout=COLLECTIVE_TIMEOUT,
@@ -70,11 +72,30 @@ def process_group(run: RunConfig) -> Iterator[tuple[Placement, torch.device]]:
             f"rank {placement.rank} cannot meet the others at {placement.address}:{placement.port}: {error}"
         ) from None
     try:
+        torch.set_num_threads(run.threads or fair_threads())
         yield placement, device
     finally:
         dist.destroy_process_group()
 
 
-def visible_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def fair_threads() -> int:
+    """This rank's share of the CPU cores that it may use. Collective."""
+    here = socket.gethostname()
+    mine = (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
+    everywhere: list[tuple[str, list[int]]] = [("", [])] * dist.get_world_size()
+    dist.all_gather_object(everywhere, (here, mine))
+    return share_of_cores(mine, [cores for host, cores in everywhere if host == here])
+
+
+def share_of_cores(mine: list[int], of_all: list[list[int]]) -> int:
+    """Threads for a process that may use the cores `mine`, among processes of one host (this one included).
+
+    mpirun and srun bind each rank to cores of its own, torchrun gives all of them to all: so each core is divided
+    by the processes that share it, and the parts are added up, exactly.
+    """
+    sharers = Counter(core for cores in of_all for core in cores)
+    return max(1, int(sum(Fraction(1, sharers[core]) for core in mine)))
