@@ -1,8 +1,13 @@
 """Each rank's share of the cores of its host."""
 
-import pytest
+import os
+from pathlib import Path
 
-from atomas.distributed.process_group import share_of_cores
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from atomas.distributed.process_group import fair_threads, share_of_cores
 
 
 @pytest.mark.parametrize(
@@ -19,3 +24,22 @@ from atomas.distributed.process_group import share_of_cores
 def test_shared_cores_are_divided(cores: list[range], threads: list[int]) -> None:
     lists = [list(each) for each in cores]
     assert [share_of_cores(each, lists) for each in lists] == threads
+
+
+def _worker(rank: int, path: str, cores: list[int]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    half = len(cores) // 2
+    os.sched_setaffinity(0, cores)
+    assert fair_threads() == max(1, len(cores) // 2)
+    dist.barrier()
+    os.sched_setaffinity(0, cores[:half] if rank == 0 else cores[half:])
+    assert fair_threads() == (half if rank == 0 else len(cores) - half)
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be bound to cores here")
+def test_bound_and_unbound_ranks(tmp_path: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    mp.spawn(_worker, args=(str(tmp_path / "store"), cores), nprocs=2)
