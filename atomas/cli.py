@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog="Example: atomas data demo --pairs 1000 --out corpus && atomas data inspect corpus",
     )
     parser.add_argument("--version", action="version", version=f"atomas {__version__}")
+    # the deepspeed launcher puts it before the command; the placement comes from the environment
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"atomas.commands.{name}").register(subparsers)

@@ -20,8 +20,6 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; without it, the defaults")
-    # deepspeed's launcher appends it; the placement comes from the environment
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     parser.set_defaults(run=_run, overrides=True)
 
 

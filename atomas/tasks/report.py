@@ -89,13 +89,13 @@ def result_json(result: RetrievalResult) -> dict[str, Any]:
 
 def _show(result: RetrievalResult, checkpoint: Path, split: str) -> None:
     table = Table(
-        title=f"Retrieval, {result.pairs} pairs of {split!r} ({result.distinct_molecules} molecules, "
-        f"{result.distinct_texts} texts), {checkpoint.name}",
-        caption="same molecule or same text counts as right; equal scores count as random order",
+        title=f"{checkpoint.name}: {result.pairs} pairs of {split!r}, {result.distinct_molecules} molecules, "
+        f"{result.distinct_texts} texts",
+        caption="same molecule or text is right; equal scores are in random order",
     )
     for column in ("score", "direction"):
-        table.add_column(column)
-    for column in ("R@1 %", "R@5 %", "R@10 %", "MRR", "median rank", "strict R@1 %", "tied"):
+        table.add_column(column, no_wrap=True)
+    for column in ("R@1", "R@5", "R@10", "MRR", "median", "strict R@1", "tied"):
         table.add_column(column, justify="right")
     for score, directions in result.metrics.items():
         for direction in DIRECTIONS:
@@ -109,4 +109,7 @@ def _show(result: RetrievalResult, checkpoint: Path, split: str) -> None:
                 f"{100 * m.strict_recall_at_1:.1f}",
                 str(m.tied_queries),
             )
-    Console().print(table)
+    # a pipe has no width, and a cut table is worse than a wide one
+    console = Console()
+    console.width = max(console.width, 100)
+    console.print(table)

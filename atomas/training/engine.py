@@ -9,6 +9,7 @@ from torch import Tensor
 from atomas.config import Config
 from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
+from atomas.training.telemetry import logger
 
 # Removed from DeepSpeed 0.19.x, or set by Atomas; a run that names them would silently not be what it says.
 _REFUSED = {
@@ -74,6 +75,8 @@ def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
 
     # A just-in-time compiled shared-memory all-reduce: a minute of compilation at the first start, for one host only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if config.training.precision == "fp16":
+        logger.warning("training.precision = fp16: T5's feed-forward layers overflow in it; bf16 is the safe choice")
     model.encoder.backbone.in_step = config.deepspeed.zero_stage == 3
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [

@@ -127,7 +127,7 @@ def test_deepspeed(folder: Folder, two_ranks: list[float]) -> None:
         pytest.skip("needs the deepspeed command")
     # not by its first line: that python need not be this one
     launcher = (
-        sys.executable, deepspeed, "--num_accelerators=2", "--no_local_rank", f"--master_port={free_port()}",
+        sys.executable, deepspeed, "--num_accelerators=2", f"--master_port={free_port()}",
     )  # fmt: skip
     found = folder.train("deepspeed", *launcher, module="--module", environ={"DS_ACCELERATOR": "cpu"})
     assert found == pytest.approx(two_ranks, rel=1e-6)

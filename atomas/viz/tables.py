@@ -1,0 +1,71 @@
+"""Tables in the documentation, rendered from the JSON that commands wrote: `python -m atomas.viz.tables`.
+
+A page holds `<!-- NAME -->` and `<!-- /NAME -->`; what stands between is replaced. `--check` only compares.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+PAGES = ("README.md", "docs/results/README.md")
+RESULTS = Path("docs/results")
+
+
+def main() -> None:
+    """Rewrite the tables of all pages, or say which one is out of date."""
+    parser = argparse.ArgumentParser(description="Render the tables of the documentation from docs/results/*.json.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a page is out of date")
+    check = parser.parse_args().check
+    stale = []
+    for name in PAGES:
+        page = Path(name)
+        old = page.read_text(encoding="utf-8")
+        new = render_page(old, RESULTS)
+        if new != old:
+            stale.append(name)
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    for name in stale:
+        print(f"{name}: {'out of date' if check else 'rewritten'}")
+    sys.exit(1 if check and stale else 0)
+
+
+def render_page(text: str, results: Path) -> str:
+    """The page with every marked table replaced by the one of `results/NAME.json`."""
+
+    def replace(match: re.Match[str]) -> str:
+        report = json.loads((results / f"{match.group(1)}.json").read_text(encoding="utf-8"))
+        return f"<!-- {match.group(1)} -->\n{retrieval_table(report)}\n<!-- /{match.group(1)} -->"
+
+    return re.sub(r"<!-- ([a-z-]+) -->\n.*?<!-- /\1 -->", replace, text, flags=re.DOTALL)
+
+
+def retrieval_table(report: dict[str, Any]) -> str:
+    """Markdown of a results file: `{"runs": {name: {"pairs": ..., "metrics": ..., ...}}}`."""
+    lines = [
+        "| run | score | text to molecule R@1 | R@10 | median rank | molecule to text R@1 | R@10 |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    pairs = set()
+    for name, run in report["runs"].items():
+        pairs.add(run["pairs"])
+        for score, directions in run["metrics"].items():
+            forth, back = directions["text_to_molecule"], directions["molecule_to_text"]
+            lines.append(
+                f"| {name} | {score} | {_percent(forth['recall_at_1'])} | {_percent(forth['recall_at_10'])} | "
+                f"{forth['median_rank']:g} | {_percent(back['recall_at_1'])} | {_percent(back['recall_at_10'])} |"
+            )
+    count = " / ".join(str(number) for number in sorted(pairs))
+    lines.append(f"\n{count} held-out pairs; chance is {_percent(1 / max(pairs))} R@1. {report['note']}")
+    return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+if __name__ == "__main__":
+    main()
