@@ -36,5 +36,5 @@ def test_a_wrong_result_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     wrong = type(right)(build=build)  # type: ignore[arg-type]
     monkeypatch.setitem(interaction.PROVIDERS, "native", wrong)
-    with pytest.raises(AssertionError, match="deviates from float64"):
+    with pytest.raises(AssertionError, match="deviate from float64"):
         main(["--op", "token_interaction", "--batch", "2", "--width", "16", "--providers", "native"])

@@ -20,8 +20,7 @@ def _leaves(case: Case) -> list[Tensor]:
         torch.randn(total, case.width, generator=generator),
         torch.randn(total, generator=generator),
     )
-    rounded = torch.bfloat16 if case.dtype == torch.bfloat16 else torch.float32
-    return [x.to(rounded).to(case.dtype).requires_grad_() for x in (tokens, score.exp())]
+    return [case.leaf(x) for x in (tokens, score.exp())]
 
 
 def _ragged(

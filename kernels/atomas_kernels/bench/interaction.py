@@ -28,10 +28,7 @@ def _problem(case: Case) -> _Problem:
     tokens = [torch.randn(int(n.sum()), case.width, generator=generator) for n in lengths]
     logits = [torch.randn(int(n.sum()), generator=generator) for n in lengths]
     weights = [segment_softmax(x, n) for x, n in zip(logits, lengths, strict=True)]
-    # Rounded to the case's dtype first, so that float64 judges the arithmetic and not the rounding of the
-    # input.
-    rounded = torch.bfloat16 if case.dtype == torch.bfloat16 else torch.float32
-    text, smiles, w, v = (x.to(rounded).to(case.dtype).requires_grad_() for x in (*tokens, *weights))
+    text, smiles, w, v = (case.leaf(x) for x in (*tokens, *weights))
     return _Problem(text, smiles, w, v, *lengths)
 
 
