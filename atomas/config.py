@@ -36,7 +36,7 @@ class TokenizerConfig:
     source: str = "corpus"
     """A folder with a T5 `tokenizer.json` or `spiece.model`, a hub name, or `corpus` to train one on the corpus."""
     vocab_size: int = 2048
-    """Pieces when trained on the corpus; a given tokenizer keeps its own size."""
+    """Pieces when trained on the corpus, bytes and printable ASCII included; a given tokenizer keeps its own size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +266,7 @@ class Config:
 
 _LOWER_BOUNDS: dict[str, float] = {
     "run.threads": 0,
-    "tokenizer.vocab_size": 128,
+    "tokenizer.vocab_size": 354,
     "data.batch_size": 2,
     "data.token_budget": 1,
     "data.max_text_tokens": 4,

@@ -1,11 +1,15 @@
 """A retrieval evaluation from a checkpoint to a table on screen and a JSON file."""
 
+import dataclasses
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from atomas.config import Config
 from atomas.data.shards import Corpus
 from atomas.data.stream import evaluation_batches
 from atomas.distributed.process_group import resolve_device
@@ -59,12 +63,14 @@ def retrieval_report(
             report,
             {
                 "task": "retrieval",
+                "command": shlex.join(["atomas", *sys.argv[1:]]),
                 "checkpoint": str(checkpoint),
                 "step": manifest["step"],
                 "weights": "momentum" if momentum else "online",
                 "corpus": {"path": str(data), "split": split, "fingerprint": corpus.fingerprint},
                 "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
                 "seed": config.run.seed,
+                "training": training_config(config),
                 "counting": COUNTING,
                 **result_json(result),
                 "environment": environment(device, 1),
@@ -72,6 +78,13 @@ def retrieval_report(
         )
         print(f"report: {report}")
     return result
+
+
+def training_config(config: Config) -> dict[str, Any]:
+    """What the checkpoint was trained with, without the paths of the machine that did it."""
+    values = dataclasses.asdict(config)
+    del values["run"], values["data"]["corpus"]
+    return values
 
 
 def result_json(result: RetrievalResult) -> dict[str, Any]:

@@ -76,7 +76,9 @@ def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
     # A just-in-time compiled shared-memory all-reduce: a minute of compilation at the first start, for one host only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if config.training.precision == "fp16":
-        logger.warning("training.precision = fp16: T5's feed-forward layers overflow in it; bf16 is the safe choice")
+        logger.warning(
+            "training.precision = fp16: T5's feed-forward layers overflow in it; bf16 is the safe choice"
+        )
     model.encoder.backbone.in_step = config.deepspeed.zero_stage == 3
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [

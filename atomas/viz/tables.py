@@ -1,12 +1,14 @@
 """Tables in the documentation, rendered from the JSON that commands wrote: `python -m atomas.viz.tables`.
 
-A page holds `<!-- NAME -->` and `<!-- /NAME -->`; what stands between is replaced. `--check` only compares.
+A page holds `<!-- NAME -->` and `<!-- /NAME -->`; what stands between is replaced by a table of the retrieval reports in
+`docs/results/NAME/`, one per run. `--check` only compares.
 """
 
 import argparse
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,12 @@ RESULTS = Path("docs/results")
 
 def main() -> None:
     """Rewrite the tables of all pages, or say which one is out of date."""
-    parser = argparse.ArgumentParser(description="Render the tables of the documentation from docs/results/*.json.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a page is out of date")
+    parser = argparse.ArgumentParser(
+        description="Render the tables of the documentation from docs/results/*.json."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 where a page is out of date"
+    )
     check = parser.parse_args().check
     stale = []
     for name in PAGES:
@@ -37,30 +43,32 @@ def render_page(text: str, results: Path) -> str:
     """The page with every marked table replaced by the one of `results/NAME.json`."""
 
     def replace(match: re.Match[str]) -> str:
-        report = json.loads((results / f"{match.group(1)}.json").read_text(encoding="utf-8"))
-        return f"<!-- {match.group(1)} -->\n{retrieval_table(report)}\n<!-- /{match.group(1)} -->"
+        name = match.group(1)
+        reports = {
+            p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted((results / name).glob("*.json"))
+        }
+        return f"<!-- {name} -->\n{retrieval_table(reports)}\n<!-- /{name} -->"
 
     return re.sub(r"<!-- ([a-z-]+) -->\n.*?<!-- /\1 -->", replace, text, flags=re.DOTALL)
 
 
-def retrieval_table(report: dict[str, Any]) -> str:
-    """Markdown of a results file: `{"runs": {name: {"pairs": ..., "metrics": ..., ...}}}`."""
+def retrieval_table(reports: Mapping[str, dict[str, Any]]) -> str:
+    """Markdown of reports of `atomas evaluate retrieval`, by the name of the run."""
     lines = [
-        "| run | score | text to molecule R@1 | R@10 | median rank | molecule to text R@1 | R@10 |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| run | steps | score | text to molecule R@1 | R@10 | median rank | molecule to text R@1 | R@10 |",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
-    pairs = set()
-    for name, run in report["runs"].items():
-        pairs.add(run["pairs"])
-        for score, directions in run["metrics"].items():
+    for name, report in reports.items():
+        for score, directions in report["metrics"].items():
             forth, back = directions["text_to_molecule"], directions["molecule_to_text"]
             lines.append(
-                f"| {name} | {score} | {_percent(forth['recall_at_1'])} | {_percent(forth['recall_at_10'])} | "
-                f"{forth['median_rank']:g} | {_percent(back['recall_at_1'])} | {_percent(back['recall_at_10'])} |"
+                f"| {name} | {report['step']} | {score} | {_percent(forth['recall_at_1'])} | "
+                f"{_percent(forth['recall_at_10'])} | {forth['median_rank']:g} | "
+                f"{_percent(back['recall_at_1'])} | {_percent(back['recall_at_10'])} |"
             )
-    count = " / ".join(str(number) for number in sorted(pairs))
-    lines.append(f"\n{count} held-out pairs; chance is {_percent(1 / max(pairs))} R@1. {report['note']}")
-    return "\n".join(lines)
+    counts = sorted({report["pairs"] for report in reports.values()})
+    chance = ", ".join(f"{count} held-out pairs: chance is {_percent(1 / count)}" for count in counts)
+    return "\n".join([*lines, "", f"{chance} R@1."])
 
 
 def _percent(share: float) -> str:

@@ -232,6 +232,17 @@ def test_ablations_train_under_zero_3(train: Trainer, tmp_path: Path, ablation: 
     assert len(losses(tmp_path / "runs" / "run")) == 2
 
 
+@pytest.mark.slow
+def test_what_only_moves_memory_changes_no_loss(train: Trainer, tmp_path: Path) -> None:
+    common = ("--training.max_steps=4", "--model.dropout_rate=0")
+    train("plain", *common, ranks=2)
+    train("recomputed", *common, "--model.activation_checkpointing=true", ranks=2)
+    train("offloaded", *common, "--deepspeed.offload=cpu", ranks=2)
+    reference = losses(tmp_path / "runs" / "plain")
+    for name in ("recomputed", "offloaded"):
+        assert losses(tmp_path / "runs" / name) == pytest.approx(reference, rel=1e-5), name
+
+
 def _wait_for(condition, process: "subprocess.Popen[str]", seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + seconds
     while not condition():
