@@ -1,7 +1,7 @@
 """Tables in the documentation, rendered from the JSON that commands wrote: `python -m atomas.viz.tables`.
 
 A page holds `<!-- NAME -->` and `<!-- /NAME -->`; what stands between is replaced by a table of the retrieval reports in
-`docs/results/NAME/`, one per run. `--check` only compares.
+`docs/results/NAME/`, one per run, or of the operator benchmark `docs/results/NAME.json`. `--check` only compares.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PAGES = ("README.md", "docs/results/README.md")
+PAGES = ("README.md", "docs/kernels.md", "docs/results/README.md")
 RESULTS = Path("docs/results")
 
 
@@ -44,12 +44,14 @@ def render_page(text: str, results: Path) -> str:
 
     def replace(match: re.Match[str]) -> str:
         name = match.group(1)
-        reports = {
-            p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted((results / name).glob("*.json"))
-        }
-        return f"<!-- {name} -->\n{retrieval_table(reports)}\n<!-- /{name} -->"
+        if (results / name).is_dir():
+            files = sorted((results / name).glob("*.json"))
+            table = retrieval_table({file.stem: _read(file) for file in files})
+        else:
+            table = benchmark_table(_read(results / f"{name}.json"))
+        return f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
 
-    return re.sub(r"<!-- ([a-z-]+) -->\n.*?<!-- /\1 -->", replace, text, flags=re.DOTALL)
+    return re.sub(r"<!-- ([a-z0-9_-]+) -->\n.*?<!-- /\1 -->", replace, text, flags=re.DOTALL)
 
 
 def retrieval_table(reports: Mapping[str, dict[str, Any]]) -> str:
@@ -69,6 +71,29 @@ def retrieval_table(reports: Mapping[str, dict[str, Any]]) -> str:
     counts = sorted({report["pairs"] for report in reports.values()})
     chance = ", ".join(f"{count} held-out pairs: chance is {_percent(1 / count)}" for count in counts)
     return "\n".join([*lines, "", f"{chance} R@1."])
+
+
+def benchmark_table(report: dict[str, Any]) -> str:
+    """Markdown of `python -m atomas_kernels.bench --json`: medians of forward and backward, and ratios to `native`."""
+    lines = ["| operator | provider | batch | ms | times native |", "|---|---|---:|---:|---:|"]
+    rows = [row for row in report["rows"] if row["status"] == "ok"]
+    native = {row["op"]: row["ms"]["full"]["p50"] for row in rows if row["provider"] == "native"}
+    for row in rows:
+        median = row["ms"]["full"]["p50"]
+        lines.append(
+            f"| {row['op']} | {row['provider']} | {row['shape']['batch']} | {median:.1f} | {median / native[row['op']]:.1f} |"
+        )
+    machine, first = report["machine"], rows[0]
+    lines.append(
+        f"\n{machine['processor']}, {first['threads']} thread, {first['dtype']}, width {first['shape']['width']}, "
+        f"torch {report['versions']['torch']}, load average {machine['load']}. Forward and backward, median."
+    )
+    return "\n".join(lines)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return report
 
 
 def _percent(share: float) -> str:

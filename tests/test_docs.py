@@ -1,0 +1,37 @@
+"""The documentation's tables are those of the committed results, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from atomas.viz.tables import PAGES, RESULTS, render_page, retrieval_table
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_are_up_to_date(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert re.search(r"<!-- [a-z0-9_-]+ -->\n\|", text), "no table in this page"
+    assert render_page(text, ROOT / RESULTS) == text, "run `python -m atomas.viz.tables`"
+
+
+def test_links() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_a_table_holds_the_numbers_of_its_reports() -> None:
+    values = {"recall_at_1": 0.25, "recall_at_10": 0.5, "median_rank": 3.0}
+    report = {
+        "pairs": 500,
+        "step": 7,
+        "metrics": {
+            "global": {"text_to_molecule": values, "molecule_to_text": {**values, "recall_at_1": 0.125}}
+        },
+    }
+    table = retrieval_table({"mine": report})
+    assert "| mine | 7 | global | 25.0 % | 50.0 % | 3 | 12.5 % | 50.0 % |" in table
+    assert "500 held-out pairs: chance is 0.2 % R@1." in table
