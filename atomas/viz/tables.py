@@ -1,7 +1,7 @@
 """Tables in the documentation, rendered from the JSON that commands wrote: `python -m atomas.viz.tables`.
 
-A page holds `<!-- NAME -->` and `<!-- /NAME -->`; what stands between is replaced by a table of the retrieval reports in
-`docs/results/NAME/`, one per run, or of the operator benchmark `docs/results/NAME.json`. `--check` only compares.
+A page holds `<!-- NAME -->` and `<!-- /NAME -->`; what stands between is replaced by a table of the
+retrieval reports in `docs/results/NAME/`, one per run, or of the operator benchmark `docs/results/NAME.json`. `--check` only compares.
 """
 
 import argparse
@@ -81,7 +81,8 @@ def benchmark_table(report: dict[str, Any]) -> str:
     for row in rows:
         median = row["ms"]["full"]["p50"]
         lines.append(
-            f"| {row['op']} | {row['provider']} | {row['shape']['batch']} | {median:.1f} | {median / native[row['op']]:.1f} |"
+            f"| {row['op']} | {row['provider']} | {row['shape']['batch']} | {median:.1f} | "
+            f"{median / native[row['op']]:.1f} |"
         )
     machine, first = report["machine"], rows[0]
     lines.append(
