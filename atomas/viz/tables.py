@@ -1,7 +1,8 @@
 """Tables in the documentation, rendered from the JSON that commands wrote: `python -m atomas.viz.tables`.
 
 A page holds `<!-- NAME -->` and `<!-- /NAME -->`; what stands between is replaced by a table of the
-retrieval reports in `docs/results/NAME/`, one per run, or of the operator benchmark `docs/results/NAME.json`. `--check` only compares.
+retrieval reports in `docs/results/NAME/`, one per run, or of the operator benchmark
+`docs/results/NAME.json`. `--check` only compares.
 """
 
 import argparse
