@@ -46,6 +46,9 @@ def _run_steps(session: Session, stop: StopSignal, metrics: MetricsFile, progres
     if session.step >= total:
         logger.info("step %d of %d is done: nothing left to do", session.step, total)
         return 0
+    if any_rank(session.placement.rank == 0 and run.kill_requested(), device):
+        logger.warning("%s exists: remove it to go on", run.path / "KILL")
+        return RESUME_EXIT_CODE
     batches = iter(session.batches())
     session.engine.train()
     while session.step < total:

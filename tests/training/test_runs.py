@@ -181,6 +181,11 @@ def test_files_stop_and_save_a_run(corpus: Path, tmp_path: Path) -> None:
         process.communicate(timeout=120)
     assert process.returncode != 0  # torchrun reports its workers' 75 as its own failure
     assert len(list((run / CHECKPOINTS).glob("step_????????"))) == 2
+    steps = len(losses(run))
+    again = command(corpus, tmp_path / "runs", "run", ["--training.max_steps=500"], 2)
+    done = subprocess.run(again, capture_output=True, text=True, check=False)
+    assert "KILL exists: remove it to go on" in done.stderr
+    assert len(losses(run)) == steps
 
 
 @pytest.mark.parametrize(
