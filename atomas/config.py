@@ -190,6 +190,21 @@ class TrainingConfig:
     """Steps between two lines of `metrics.jsonl` on the console; the file holds every step."""
 
 
+REFUSED_DEEPSPEED_KEYS = {
+    "elasticity": "DeepSpeed removed it; restart at another world size instead",
+    "amp": "DeepSpeed removed it; use training.precision",
+    "train_batch_size": "use data.batch_size",
+    "train_micro_batch_size_per_gpu": "use data.batch_size",
+    "gradient_accumulation_steps": "use training.gradient_accumulation_steps",
+    "gradient_clipping": "use optimizer.gradient_clipping",
+    "optimizer": "use the optimizer section",
+    "scheduler": "use the schedule section",
+    "fp16": "use training.precision",
+    "bf16": "use training.precision",
+    "zero_optimization.stage": "use deepspeed.zero_stage",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:
     """What is handed to DeepSpeed beside what the other sections say."""
@@ -199,7 +214,20 @@ class DeepSpeedConfig:
     offload: Literal["none", "cpu"] = "none"
     """Keep optimizer state, and under stage 3 parameters, in host memory."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Merged into the generated DeepSpeed JSON; only from the YAML file. Keys that Atomas sets itself are refused."""
+    """Merged into the generated DeepSpeed JSON. Keys that DeepSpeed has removed or that Atomas sets are refused."""
+
+    def __post_init__(self) -> None:
+        """Refuse keys that would silently not do what they say."""
+        zero = self.extra.get("zero_optimization")
+        given = [
+            *self.extra,
+            *(f"zero_optimization.{key}" for key in (zero if isinstance(zero, dict) else {})),
+        ]
+        for key in given:
+            if key in REFUSED_DEEPSPEED_KEYS:
+                raise AtomasError(
+                    f"deepspeed.extra: {key!r} cannot be set there: {REFUSED_DEEPSPEED_KEYS[key]}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +269,11 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    @property
+    def longest_smiles(self) -> int | None:
+        """Tokens of the longest SMILES that the model can read at all; None where any length will do."""
+        return self.data.max_smiles_tokens if self.model.pooling == "position_linear" else None
+
     def __post_init__(self) -> None:
         """Check what spans sections, and the ranges of numbers."""
         for key, low in _LOWER_BOUNDS.items():
@@ -252,6 +285,11 @@ class Config:
             raise AtomasError(f"loss.alpha = {self.loss.alpha}: must be in [0, 1]")
         if not 0.0 <= self.momentum.coefficient < 1.0:
             raise AtomasError(f"momentum.coefficient = {self.momentum.coefficient}: must be in [0, 1)")
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self.optimizer, name) < 1.0:
+                raise AtomasError(f"optimizer.{name} = {getattr(self.optimizer, name)}: must be in [0, 1)")
+        if min(self.loss.level_weights, default=0) < 0:
+            raise AtomasError(f"loss.level_weights = {list(self.loss.level_weights)}: must not be negative")
         if not 0.0 <= self.model.dropout_rate < 1.0:
             raise AtomasError(f"model.dropout_rate = {self.model.dropout_rate}: must be in [0, 1)")
         if self.loss.global_weight == self.loss.hierarchical_weight == self.loss.lm_weight == 0:
@@ -288,6 +326,7 @@ _LOWER_BOUNDS: dict[str, float] = {
     "loss.logit_scale": 1e-3,
     "momentum.queue_size": 0,
     "optimizer.learning_rate": 0,
+    "optimizer.epsilon": 0,
     "optimizer.weight_decay": 0,
     "optimizer.gradient_clipping": 0,
     "schedule.warmup_steps": 0,

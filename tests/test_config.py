@@ -63,6 +63,10 @@ def test_extends_and_overrides(tmp_path: Path) -> None:
         ("extends: none.yaml\n", r"config file .*none\.yaml does not exist"),
         ("data:\n  corpus: !!python/object:os.system x\n", r"c\.yaml:2: could not determine a constructor"),
         ("loss:\n  level_weights: [1]\n", r"loss\.level_weights has 1 entries, model\.ratios makes 3 levels"),
+        ("optimizer: {beta1: 1.5}\n", r"optimizer\.beta1 = 1\.5: must be in \[0, 1\)"),
+        ("loss: {level_weights: [-1, 0, 0]}\n", r"loss\.level_weights = .* must not be negative"),
+        ("deepspeed: {extra: {elasticity: {}}}\n", r"deepspeed\.extra: 'elasticity' cannot be set there"),
+        ("deepspeed: {extra: {zero_optimization: {stage: 1}}}\n", r"'zero_optimization\.stage' cannot be set there"),
         ("loss: {global_weight: 0, hierarchical_weight: 0, lm_weight: 0}\n", r"every loss weight is 0"),
     ],
 )  # fmt: skip

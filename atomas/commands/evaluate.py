@@ -15,7 +15,8 @@ def register(subparsers: Any) -> None:
         help="find the molecule of a text and the text of a molecule",
         description="R@1, R@5, R@10, mean reciprocal rank and median rank, both ways. A candidate that is the same\n"
         "molecule or carries the same text counts as right; equal scores count as random order.",
-        epilog="Example:\n  atomas evaluate retrieval --checkpoint runs/demo --data runs/demo-corpus --split test "
+        epilog="Example:\n  atomas evaluate retrieval --checkpoint runs/demo/hierarchical "
+        "--data runs/demo/corpus --split test "
         "--report report.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -15,7 +15,7 @@ def register(subparsers: Any) -> None:
         epilog="Examples:\n"
         "  atomas train --config configs/train/demo.yaml --run.name mine\n"
         "  torchrun --nproc-per-node 2 -m atomas train --config configs/train/demo.yaml --deepspeed.zero_stage 3\n"
-        "  srun --ntasks-per-node 8 atomas train --config configs/train/molt5-base.yaml\n"
+        "  srun --kill-on-bad-exit=1 --ntasks-per-node 8 python -m atomas train --config FILE\n"
         "\nExit code: 0 done, 2 a mistake in the input, 75 stopped by a signal or a KILL file after saving.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -148,19 +148,32 @@ def evaluation_batches(
     world_size: int = 1,
     max_pairs: int | None = None,
     max_text_tokens: int | None = None,
+    max_smiles_tokens: int | None = None,
 ) -> Iterator[tuple[PairBatch, int]]:
     """The first `max_pairs` records of `split` in stored order: batches, each with its number of real rows.
 
     Records are dealt to the ranks in runs of `batch_size`, less where the split is small. Every rank gives
     the same number of batches of the same size; behind its real rows a batch repeats the first record.
+    A SMILES over `max_smiles_tokens` is left out, as in training, and the log says how many were.
     """
     stop = split.num_records if max_pairs is None else min(max_pairs, split.num_records)
-    size = min(batch_size, -(-stop // world_size))
     reader = _RecordReader(split, cached_blocks=2)
-    for first in range(0, stop, size * world_size):
+    chosen = list(range(stop))
+    if max_smiles_tokens is not None:
+        ids = tokenizer.encode_batch([reader[index]["smiles"] for index in chosen])
+        chosen = [
+            index for index, tokens in zip(chosen, ids, strict=True) if len(tokens) <= max_smiles_tokens
+        ]
+    if rank == 0 and len(chosen) < stop:
+        logger.warning("split %r: %d pairs left out, their SMILES are over %s tokens",
+                       split.name, stop - len(chosen), max_smiles_tokens)  # fmt: skip
+    if not chosen:
+        raise AtomasError(f"split {split.name!r} of {split.directory} has no usable pair")
+    size = min(batch_size, -(-len(chosen) // world_size))
+    for first in range(0, len(chosen), size * world_size):
         start = first + rank * size
-        own = list(range(start, min(start + size, stop)))
-        filled = own + [0] * (size - len(own))
+        own = chosen[start : start + size]
+        filled = own + chosen[:1] * (size - len(own))
         records = [reader[index] for index in filled]
         batch = collate(records, tokenizer, sample_ids=filled, max_text_tokens=max_text_tokens)
         yield batch, len(own)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atomas.data.demo import build_demo_corpus
+from atomas.data.shards import Corpus
 from atomas.errors import AtomasError
 from atomas.tasks.report import result_json, retrieval_report
 from atomas.training.checkpoint import write_json
@@ -30,7 +31,11 @@ def run_demo(out: Path, config: Path, *, pairs: int, overrides: Sequence[str], s
     started = time.monotonic()
     console = Console()
     corpus = out / "corpus"
-    if not (corpus / "index.json").is_file():
+    if (corpus / "index.json").is_file():
+        present = sum(part["num_records"] for part in Corpus.open(corpus).index["splits"].values())
+        if present != pairs:
+            raise AtomasError(f"{corpus} has {present} pairs, --pairs is {pairs}: choose another --out")
+    else:
         console.rule(f"a corpus of {pairs:,} generated pairs")
         build_demo_corpus(corpus, pairs=pairs, seed=seed)
     results = {}

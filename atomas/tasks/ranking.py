@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from atomas.errors import AtomasError
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankingMetrics:
@@ -40,14 +42,17 @@ def ranking_metrics(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -
         relevant: bool, same shape; must be True on the diagonal.
 
     Raises:
-        ValueError: shapes differ, there are fewer candidates than queries, or a score is not finite.
+        ValueError: shapes differ, or there are fewer candidates than queries.
+        AtomasError: a score is not finite.
     """
     if scores.shape != relevant.shape or scores.ndim != 2 or scores.shape[0] > scores.shape[1]:
         raise ValueError(
             f"scores {scores.shape} and relevant {relevant.shape} must be alike, queries <= candidates"
         )
     if not np.isfinite(scores).all():
-        raise ValueError("scores hold NaN or infinity: the checkpoint or its features are broken")
+        raise AtomasError(
+            "the model's scores hold NaN or infinity: its weights have diverged; use an older checkpoint"
+        )
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
     greater = ((scores > best) & ~relevant).sum(axis=1)
     tied_wrong = ((scores == best) & ~relevant).sum(axis=1)

@@ -53,6 +53,7 @@ def retrieval_report(
     batches = evaluation_batches(
         corpus.split(split), tokenizer, batch_size=batch_size, max_pairs=max_pairs,
         max_text_tokens=config.data.max_text_tokens,
+        max_smiles_tokens=config.longest_smiles,
     )  # fmt: skip
     result = evaluate_retrieval(model, batches, device, hierarchical=True, progress=True)
     if result.pairs < 2:

@@ -8,8 +8,8 @@ whenever the run was killed. DeepSpeed's own `latest` is not used: it is written
                   trainer.json      step, position in the data, fingerprints, metrics
                   engine/           DeepSpeed's files: weights, optimizer (one file per rank)
                   rng/rank_0000.safetensors
-                  momentum.safetensors, queues.safetensors
-                  model/            fp32 weights, configuration and tokenizer: all that evaluation needs
+                  queue.safetensors
+                  model/            fp32 weights, online and momentum, configuration and tokenizer
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def save_checkpoint(
         with together(f"publishing checkpoint {final.name}", device):
             if rank() == 0:
                 _publish(partial, final, step)
-    except AtomasError:
+    except Exception:
         if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -87,7 +87,11 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
                 f"checkpoint {checkpoint.name} is damaged: {path} has {path.stat().st_size} bytes, "
                 f"not {entry['bytes']}"
             )
-        if _sha256(path) != entry["sha256"]:
+        try:
+            changed = _sha256(path) != entry["sha256"]
+        except OSError as error:
+            raise AtomasError(f"checkpoint {checkpoint.name} cannot be read: {error}") from None
+        if changed:
             raise AtomasError(
                 f"checkpoint {checkpoint.name} is damaged: {path} has changed since it was written"
             )
@@ -123,18 +127,28 @@ def resolve_checkpoint(path: Path, *, best: bool = False) -> Path:
     return resolve_checkpoint(path / "checkpoints" / name)
 
 
-def newest_good_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; each damaged one is reported through `warn`. Same answer on all ranks.
+def newest_good_checkpoint(folder: Path, latest: str | None, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; whatever is wrong with newer ones goes to `warn`. Same on all ranks.
+
+    Damaged ones get the ending `.damaged`, so that their step can be saved anew.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        latest: name of the checkpoint that was published last, as the run remembers it.
+        warn: told each problem on rank 0.
 
     Returns:
         None where the run has published no checkpoint yet.
 
     Raises:
-        AtomasError: there are checkpoints, and none is whole: never a silent fresh start.
+        AtomasError: there were checkpoints, and none is whole: never a silent fresh start.
     """
     outcome: tuple[str | None, str | None] = (None, None)
     if rank() == 0:
-        outcome = _choose(folder, warn)
+        try:
+            outcome = _choose(folder, latest, warn)
+        except OSError as error:
+            outcome = (None, f"{folder} cannot be read: {error}")
     chosen, problem = from_rank_zero(outcome)
     if problem is not None:
         raise AtomasError(problem)
@@ -148,7 +162,7 @@ def prune_checkpoints(folder: Path, keep_last: int, best: Path | None) -> None:
             # first out of the name that means "complete": a removal that is cut off leaves nothing that looks whole
             doomed = old.with_name(f"{old.name}.removed")
             old.rename(doomed)
-            shutil.rmtree(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -162,9 +176,14 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def _choose(folder: Path, warn: Callable[[str], None]) -> tuple[str | None, str | None]:
+def _choose(folder: Path, latest: str | None, warn: Callable[[str], None]) -> tuple[str | None, str | None]:
+    for leftover in [*folder.glob("*.partial"), *folder.glob("*.removed")]:
+        shutil.rmtree(leftover, ignore_errors=True)
     found = list_checkpoints(folder)
     problems = []
+    if latest is not None and not (folder / latest).exists():
+        problems.append(f"the newest checkpoint, {folder / latest}, is missing")
+        warn(f"{problems[0]}; looking for an older one")
     for checkpoint in found:
         try:
             verify_checkpoint(checkpoint)
@@ -172,8 +191,11 @@ def _choose(folder: Path, warn: Callable[[str], None]) -> tuple[str | None, str 
             problems.append(str(error))
             warn(f"{error}; trying the checkpoint before it")
             continue
+        for damaged in found[: found.index(checkpoint)]:
+            shutil.rmtree(damaged.with_name(f"{damaged.name}.damaged"), ignore_errors=True)
+            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
         return str(checkpoint), None
-    if found:
+    if problems:
         return None, (
             f"no checkpoint in {folder} is whole ({problems[0]}); restore one, or start a new run with another "
             "run.name"

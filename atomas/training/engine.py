@@ -11,27 +11,12 @@ from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
 from atomas.training.telemetry import logger
 
-# Removed from DeepSpeed 0.19.x, or set by Atomas; a run that names them would silently not be what it says.
-_REFUSED = {
-    "elasticity": "DeepSpeed removed it; restart at another world size instead",
-    "amp": "DeepSpeed removed it; use training.precision",
-    "train_batch_size": "use data.batch_size",
-    "train_micro_batch_size_per_gpu": "use data.batch_size",
-    "gradient_accumulation_steps": "use training.gradient_accumulation_steps",
-    "gradient_clipping": "use optimizer.gradient_clipping",
-    "optimizer": "use the optimizer section",
-    "scheduler": "use the schedule section",
-    "fp16": "use training.precision",
-    "bf16": "use training.precision",
-    "zero_optimization.stage": "use deepspeed.zero_stage",
-}
-
 
 def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
     """The whole DeepSpeed configuration, every default that matters written out.
 
     Raises:
-        AtomasError: the world size does not divide B, or `deepspeed.extra` names a key that is removed or ours.
+        AtomasError: the world size does not divide B.
     """
     if config.data.batch_size % world_size:
         legal = [w for w in range(1, config.data.batch_size + 1) if config.data.batch_size % w == 0]
@@ -65,7 +50,7 @@ def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-    _merge(generated, config.deepspeed.extra, prefix="")
+    _merge(generated, config.deepspeed.extra)
     return generated
 
 
@@ -92,9 +77,15 @@ def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
         eps=config.optimizer.epsilon,
         fused=torch.cuda.is_available() and config.deepspeed.offload == "none",
     )
-    engine, _, _, _ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_json(config, world_size), dist_init_required=False
-    )
+    try:
+        engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_json(config, world_size),
+            dist_init_required=False,
+        )
+    except ValueError as error:  # a dtype that the device lacks, a value in deepspeed.extra
+        raise AtomasError(f"DeepSpeed refuses the configuration: {error}") from error
     return engine
 
 
@@ -146,12 +137,9 @@ class GradientNorm:
         return float(norm)
 
 
-def _merge(base: dict[str, Any], extra: dict[str, Any], prefix: str) -> None:
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
     for key, value in extra.items():
-        dotted = f"{prefix}{key}"
-        if dotted in _REFUSED:
-            raise AtomasError(f"deepspeed.extra: {dotted!r} cannot be set there: {_REFUSED[dotted]}")
         if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value, prefix=f"{dotted}.")
+            _merge(base[key], value)
         else:
             base[key] = value

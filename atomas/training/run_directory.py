@@ -41,7 +41,6 @@ class RunDirectory:
             numbers = [int(p.name) for p in (path / "attempts").iterdir() if p.name.isdigit()]
             run = cls(path=path, attempt=max(numbers, default=0) + 1)
             run.attempt_path.mkdir()
-            (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         except OSError as error:
             raise AtomasError(f"run folder {path} cannot be written: {error}") from None
         return run
@@ -56,18 +55,26 @@ class RunDirectory:
         """Published checkpoints."""
         return self.path / "checkpoints"
 
+    def write_config(self, config: Config) -> None:
+        """Keep the configuration of this attempt, once it is known to be one of this run."""
+        (self.path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+
     def point(self, name: str, checkpoint: Path) -> None:
         """Let LATEST or BEST name a checkpoint; a reader sees the old name or the new one."""
         temporary = self.path / f".{name}.tmp"
         temporary.write_text(checkpoint.name + "\n", encoding="utf-8")
         temporary.replace(self.path / name)
 
-    def pointed(self, name: str) -> Path | None:
-        """The checkpoint that LATEST or BEST names, if it is still there."""
+    def name_in(self, name: str) -> str | None:
+        """The name of the checkpoint that LATEST or BEST holds, whether it is still there or not."""
         try:
-            checkpoint = self.checkpoints / (self.path / name).read_text(encoding="utf-8").strip()
+            return (self.path / name).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return None
+
+    def pointed(self, name: str) -> Path | None:
+        """The checkpoint that LATEST or BEST names, if it is still there."""
+        checkpoint = self.checkpoints / (self.name_in(name) or "none")
         return checkpoint if checkpoint.is_dir() else None
 
     def kill_requested(self) -> bool:

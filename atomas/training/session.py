@@ -57,10 +57,15 @@ class Session:
         deepspeed_config = deepspeed_json(config, placement.world_size)
         _set_kernels(config.run.kernels)
         run = _open_run(config, placement, device)
-        if placement.rank == 0:
-            write_json(run.attempt_path / "env.json", environment(device, placement.world_size))
-            write_json(run.attempt_path / "deepspeed.json", deepspeed_config)
+        with together("writing to the run folder", device):
+            if placement.rank == 0:
+                write_json(run.attempt_path / "env.json", environment(device, placement.world_size))
+                write_json(run.attempt_path / "deepspeed.json", deepspeed_config)
         corpus = Corpus.open(Path(config.data.corpus))
+        if config.evaluation.every:
+            corpus.split(
+                config.data.validation_split
+            )  # a missing split is said now, not at the first evaluation
         opened = None
         with together("preparing tokenizer and token lengths", device):
             if placement.rank == 0:  # the others then find both in the run's folder
@@ -86,6 +91,9 @@ class Session:
             momentum=momentum,
         )
         session._resume()
+        with together("writing to the run folder", device):
+            if placement.rank == 0:
+                run.write_config(config)
         return session
 
     def batches(self) -> Iterable[PairBatch]:
@@ -110,6 +118,7 @@ class Session:
             world_size=placement.world_size,
             max_pairs=config.evaluation.max_pairs,
             max_text_tokens=config.data.max_text_tokens,
+            max_smiles_tokens=config.longest_smiles,
         )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -133,14 +142,14 @@ class Session:
                 lambda folder: self._write_parts(folder, weights),
                 device=self.device,
             )
-        if self.placement.rank == 0:
-            self.run.point("LATEST", checkpoint)
-            if is_best:
-                self.run.point("BEST", checkpoint)
-            prune_checkpoints(
-                self.run.checkpoints, self.config.checkpoint.keep_last, self.run.pointed("BEST")
-            )
-            logger.info("saved %s%s", checkpoint, " (best so far)" if is_best else "")
+        with together("publishing the checkpoint", self.device):  # all stay until LATEST names it
+            if self.placement.rank == 0:
+                self.run.point("LATEST", checkpoint)
+                if is_best:
+                    self.run.point("BEST", checkpoint)
+                best = self.run.pointed("BEST")
+                prune_checkpoints(self.run.checkpoints, self.config.checkpoint.keep_last, best)
+                logger.info("saved %s%s", checkpoint, " (best so far)" if is_best else "")
         return checkpoint
 
     def _write_parts(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
@@ -202,7 +211,8 @@ class Session:
         }
 
     def _resume(self) -> None:
-        checkpoint = newest_good_checkpoint(self.run.checkpoints, logger.error)
+        latest = self.run.name_in("LATEST")
+        checkpoint = newest_good_checkpoint(self.run.checkpoints, latest, logger.error)
         if checkpoint is None:
             logger.info("starting from step 0 in %s", self.run.path)
             return

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atomas.errors import AtomasError
 from atomas.tasks.ranking import ranking_metrics, relevance
 
 
@@ -61,7 +62,7 @@ def test_expectation_over_random_tie_breaks(seed: int) -> None:
 
 
 def test_broken_input_is_refused() -> None:
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(AtomasError, match="NaN"):
         ranking_metrics(np.full((2, 2), np.nan), np.eye(2, dtype=bool))
     with pytest.raises(ValueError, match="alike"):
         ranking_metrics(np.zeros((3, 2)), np.ones((3, 2), dtype=bool))

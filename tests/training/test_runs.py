@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from atomas.cli import main
+from atomas.training.checkpoint import verify_checkpoint
 from atomas.training.telemetry import read_metrics
 from tests.training.conftest import Trainer, command, last_record, losses, trainer_state
 
@@ -67,7 +68,7 @@ def test_every_metric_is_there(train: Trainer, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_zero_stages_and_world_sizes_give_the_same_losses(train: Trainer, tmp_path: Path) -> None:
-    common = ("--training.max_steps=20", "--model.dropout_rate=0")
+    common = ("--training.max_steps=20", "--model.dropout_rate=0", "--evaluation.every=10")
     for stage in range(4):
         train(f"zero{stage}", *common, f"--deepspeed.zero_stage={stage}", ranks=2)
     train("single", *common, ranks=1)
@@ -127,8 +128,14 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_continued(
     )
     assert "step_00000002 at step 2" in done.stderr
     assert losses(run) == whole
+    verify_checkpoint(run / CHECKPOINTS / "step_00000004")  # saved anew
+    assert (run / CHECKPOINTS / "step_00000004.damaged").is_dir()
 
-    for checkpoint in (run / CHECKPOINTS).iterdir():
+    shutil.rmtree(run / CHECKPOINTS / "step_00000004")
+    done = train("run", "--training.max_steps=4")
+    assert "step_00000004, is missing; looking for an older one" in done.stderr
+
+    for checkpoint in (run / CHECKPOINTS).glob("step_????????"):
         (checkpoint / "trainer.json").unlink()
     done = train("run", "--training.max_steps=4", code=2)
     assert done.stderr.splitlines()[-1].startswith("atomas: error: no checkpoint in")
@@ -193,6 +200,7 @@ def test_files_stop_and_save_a_run(corpus: Path, tmp_path: Path) -> None:
     [
         (["--run.device=cuda"], "run.device = 'cuda', but torch sees no CUDA device; use --run.device cpu or auto"),
         (["--data.train_split=trian"], "trian"),
+        (["--data.validation_split=vlaidation", "--evaluation.every=1"], "vlaidation"),
         (["--data.batch_size=9999"], "data.batch_size = 9999"),
         (["--tokenizer.source=nowhere/at/all"], "nowhere/at/all"),
         (["--model.pretrained=nowhere/at/all"], "model.pretrained = 'nowhere/at/all'"),
