@@ -41,8 +41,8 @@ class Identities:
         """[n, m] bool: True where two pairs have the same text or the same molecule."""
         return (self.text[:, None] == other.text) | (self.molecule[:, None] == other.molecule)
 
-    def __getitem__(self, rows: slice) -> "Identities":
-        """Some of the pairs."""
+    def __getitem__(self, rows: slice | Tensor) -> "Identities":
+        """Some of the pairs, by a slice or by their numbers."""
         return Identities(text=self.text[rows], molecule=self.molecule[rows])
 
 
@@ -56,6 +56,10 @@ class Keys:
     """[M, D], L2-normalised"""
     identities: Identities
     """of the M pairs"""
+
+    def __getitem__(self, rows: slice | Tensor) -> "Keys":
+        """Some of the keys, by a slice or by their numbers."""
+        return Keys(text=self.text[rows], smiles=self.smiles[rows], identities=self.identities[rows])
 
     @classmethod
     def of_all_ranks(cls, text: Tensor, smiles: Tensor, identities: Identities) -> "Keys":
@@ -128,7 +132,10 @@ class Momentum(nn.Module):
         fresh = Keys.of_all_ranks(text, smiles, Identities.of_all_ranks(batch))
         keys = fresh + self.queue.keys()
         if enqueue:
-            self.queue.push(fresh)
+            # In the order of the corpus, not of the ranks: when the queue wraps, what leaves it must not
+            # depend on the world size.
+            numbers = gather_rows(batch.sample_id, [len(batch)] * world_size())
+            self.queue.push(fresh[numbers.argsort(stable=True)])
         return MomentumTargets(text=text, smiles=smiles, keys=keys)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from atomas.config import MomentumConfig
+from atomas.data.batching import PairBatch, RaggedTokens
 from atomas.model.momentum import FeatureQueue, Identities, Keys, Momentum, MomentumTargets, global_loss
 
 
@@ -116,3 +117,30 @@ def test_identities_are_shared_by_text_or_molecule() -> None:
     rows = Identities(text=torch.tensor([1, 2]), molecule=torch.tensor([10, 20]))
     columns = Identities(text=torch.tensor([1, 9, -1]), molecule=torch.tensor([77, 20, -1]))
     assert rows.shared_with(columns).tolist() == [[True, False, False], [False, True, False]]
+
+
+def test_what_leaves_a_wrapping_queue_does_not_depend_on_the_order_in_the_batch(
+    make_model: Any, make_batch: Any
+) -> None:
+    """The ranks deal a global batch among themselves, and another world size deals it otherwise."""
+    model = make_model()
+    first = make_batch([5, 9, 4], [6, 3, 8])
+    turned = PairBatch(
+        text=RaggedTokens.from_lists(
+            [p.tolist() for p in reversed(first.text.ids.split(first.text.lengths.tolist()))]
+        ),
+        smiles=RaggedTokens.from_lists(
+            [p.tolist() for p in reversed(first.smiles.ids.split(first.smiles.lengths.tolist()))]
+        ),
+        molecule_id=first.molecule_id.flip(0),
+        text_id=first.text_id.flip(0),
+        sample_id=first.sample_id.flip(0),
+    )
+    queues = []
+    for batch in (first, turned):
+        momentum = Momentum(model.encoder, MomentumConfig(queue_size=2))
+        momentum.targets(batch)
+        queues.append(momentum.queue)
+    assert torch.equal(queues[0].molecule_id, queues[1].molecule_id)
+    torch.testing.assert_close(queues[0].text, queues[1].text)
+    torch.testing.assert_close(queues[0].smiles, queues[1].smiles)
