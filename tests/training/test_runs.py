@@ -74,7 +74,8 @@ def test_zero_stages_and_world_sizes_give_the_same_losses(train: Trainer, tmp_pa
     train("single", *common, ranks=1)
     reference = losses(tmp_path / "runs" / "zero0")
     assert len(reference) == 20
-    assert reference[-1] < reference[0]
+    generation = [r["loss/lm"] for r in read_metrics(tmp_path / "runs" / "zero0") if r["kind"] == "train"]
+    assert generation[-1] < generation[0]  # the contrastive losses grow while the queue fills
     for name in ("zero1", "zero2", "zero3", "single"):
         assert losses(tmp_path / "runs" / name) == pytest.approx(reference, rel=1e-4), name
     norms = [last_record(tmp_path / "runs" / f"zero{stage}")["gradient_norm"] for stage in range(4)]
