@@ -1,0 +1,40 @@
+"""What a Triton module can launch, said once: for the launch, and for the compile gate that has no GPU.
+
+Every module of this package has `variants(architecture)`, which yields each kernel x configuration x dtype that
+it launches on that compute capability (80, 90, 100).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+DTYPES = ("fp32", "bf16", "fp16")
+"""Token types of every operator, in Triton's names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One kernel with its compile-time constants, as one launch compiles it."""
+
+    name: str
+    """Unique over all modules: `operator_kernel[what sets it apart]`, for example `dpc_knn_rank[fp32,64]`."""
+    kernel: Any
+    """The function under `triton.jit`."""
+    signature: dict[str, str]
+    """Type of every run-time parameter, in any order: `*fp32` (every pointer is 16-byte aligned), `i32`, or
+    `i32:16` for an integer that is a multiple of 16 in the launches that matter, such as a row stride.
+    """
+    constants: dict[str, Any]
+    """Value of every other parameter; None for an optional tensor that is absent."""
+    options: dict[str, Any]
+    """From `launch_options`."""
+    tensor_cores: bool
+    """Whether its products must run on tensor cores."""
+
+
+def launch_options(num_warps: int, num_stages: int) -> dict[str, Any]:
+    """Options of a launch and of its compilation alike.
+
+    Contraction into fused multiply-add is asked for: Triton 3.10 no longer does it by itself, which would change
+    results silently.
+    """
+    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
