@@ -1,14 +1,20 @@
 """What a Triton module can launch, said once: for the launch, and for the compile gate that has no GPU.
 
 Every module of this package has `variants(architecture)`, which yields each kernel x configuration x dtype that
-it launches on that compute capability (80, 90, 100).
+it launches on that compute capability (80, 90, 100), of each kernel the one that matters most first: that one is
+compiled by every test run.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 DTYPES = ("fp32", "bf16", "fp16")
 """Token types of every operator, in Triton's names."""
+
+ARCHITECTURES = (80, 90, 100)
+"""Compute capabilities that have a table of configurations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +44,11 @@ def launch_options(num_warps: int, num_stages: int) -> dict[str, Any]:
     results silently.
     """
     return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+
+
+def architecture(device: torch.device) -> int:
+    """The table to use on `device`. Consumer cards (8.6, 8.9, 12.x) have the instructions of 8.0; the interpreter
+    on the CPU takes 80 too.
+    """
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 8
+    return {9: 90, 10: 100}.get(major, 80)
