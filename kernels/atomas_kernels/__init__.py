@@ -10,14 +10,17 @@ from atomas_kernels.api import (
     segment_softmax,
     token_interaction,
 )
+from atomas_kernels.layout import cu_seqlens_from_lengths, lengths_from_cu_seqlens
 from atomas_kernels.registry import active_backend, set_backend
 
 __all__ = [
     "active_backend",
     "cluster_merge",
     "contrastive_cross_entropy",
+    "cu_seqlens_from_lengths",
     "dpc_knn",
     "info_nce",
+    "lengths_from_cu_seqlens",
     "lm_cross_entropy",
     "momentum_update",
     "segment_softmax",

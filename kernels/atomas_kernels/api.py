@@ -1,9 +1,11 @@
 """Public operators over ragged tokens: checked at the edge, then handed to the backend in use.
 
 A ragged batch is a flat tensor `[T, D]` of tokens, sequence after sequence, and `lengths` `[B]` (int64, sum
-T). A sequence of length zero is legal everywhere: it contributes 0. Symbols: T tokens, D width, A / Bc text /
-SMILES sequences, K_i clusters of sequence i, V vocabulary, M contrastive keys. Half-precision tokens are
-computed in float32 inside.
+T; `lengths_from_cu_seqlens` makes them from the running sum). Wherever `[T, ...]` tokens are asked for with
+their lengths, padded ones `[B, N, ...]` are taken too, and every result per token or per cluster is then padded
+alike. A sequence of length zero is legal everywhere: it contributes 0. Symbols: T tokens, D width, N places of
+a padded row, A / Bc text / SMILES sequences, K_i clusters of sequence i, V vocabulary, M contrastive keys, Q
+queued ones. Half-precision tokens are computed in float32 inside.
 
 Every operator raises TypeError for a wrong type or dtype and ValueError for a wrong shape, device or length;
 the message starts with the argument's name.
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from atomas_kernels import checks
+from atomas_kernels.layout import PaddedBatch, pad
 from atomas_kernels.registry import implementation
 
 
@@ -26,7 +29,11 @@ def segment_softmax(logits: Tensor, lengths: Tensor) -> Tensor:
 
     Returns:
         [T], same dtype; sums to 1 over every sequence. A sequence whose logits are all -inf gets zeros.
+        Padded: [B, N] -> [B, N], 0 behind each sequence.
     """
+    if checks.dims("logits", logits) == 2:
+        rows = PaddedBatch("logits", logits, "lengths", lengths)
+        return rows.pad(segment_softmax(rows.pack("logits", logits), lengths))
     checks.floating("logits", logits, dims=1)
     checks.lengths("lengths", lengths, device=logits.device)
     return implementation("segment_softmax", logits)(logits, lengths)
@@ -54,7 +61,12 @@ def dpc_knn(tokens: Tensor, lengths: Tensor, *, ratio: float, k: int = 3) -> tup
         assignment: [T] int64, cluster number within the token's own sequence, numbered in descending rho *
             delta.
         cluster_lengths: [B] int64, K_i = ceil(ratio * N_i) (0 for an empty sequence).
+        Padded: [B, N, D] -> assignment [B, N], -1 behind each sequence.
     """
+    if checks.dims("tokens", tokens) == 3:
+        rows = PaddedBatch("tokens", tokens, "lengths", lengths)
+        assignment, counts = dpc_knn(rows.pack("tokens", tokens), lengths, ratio=ratio, k=k)
+        return rows.pad(assignment, fill=-1), counts
     checks.floating("tokens", tokens, dims=2)
     checks.lengths("lengths", lengths, device=tokens.device)
     checks.fraction("ratio", ratio)
@@ -77,7 +89,17 @@ def cluster_merge(
 
     Returns:
         [sum K_i, D], dtype of `tokens`; a cluster without members is zero.
+        Padded: tokens [B, N, D], weight and assignment [B, N] -> [B, max K_i, D], zeros behind the clusters of
+        each sequence.
     """
+    if checks.dims("tokens", tokens) == 3:
+        rows = PaddedBatch("tokens", tokens, "lengths", lengths)
+        packed = (
+            rows.pack("tokens", tokens),
+            rows.pack("weight", weight),
+            rows.pack("assignment", assignment),
+        )
+        return pad(cluster_merge(*packed, lengths, cluster_lengths), cluster_lengths)
     checks.floating("tokens", tokens, dims=2)
     checks.floating("weight", weight, dims=1, device=tokens.device)
     checks.same_size("weight", weight, 0, "tokens", tokens, 0)
@@ -106,8 +128,8 @@ def token_interaction(
     makes the scores of its own sequence NaN and no others.
 
     Args:
-        text: [T_t, D], floating, not normalised; differentiable.
-        smiles: [T_s, D], same dtype; differentiable.
+        text: [T_t, D], floating, not normalised; differentiable. Padded: [A, N, D] with text_weight [A, N].
+        smiles: [T_s, D], same dtype; differentiable. Padded: [Bc, N, D] with smiles_weight [Bc, N].
         text_weight: [T_t], floating, softmaxed over each text (`segment_softmax`); differentiable.
         smiles_weight: [T_s], floating; differentiable.
         text_lengths: [A] int64, sum T_t.
@@ -116,6 +138,12 @@ def token_interaction(
     Returns:
         [A, Bc] float32 (float64 for float64 tokens).
     """
+    if checks.dims("text", text) == 3:
+        rows = PaddedBatch("text", text, "text_lengths", text_lengths)
+        text, text_weight = rows.pack("text", text), rows.pack("text_weight", text_weight)
+    if checks.dims("smiles", smiles) == 3:
+        rows = PaddedBatch("smiles", smiles, "smiles_lengths", smiles_lengths)
+        smiles, smiles_weight = rows.pack("smiles", smiles), rows.pack("smiles_weight", smiles_weight)
     checks.floating("text", text, dims=2)
     checks.floating("smiles", smiles, dims=2, device=text.device)
     checks.same_dtype("smiles", smiles, "text", text)
@@ -160,13 +188,15 @@ def contrastive_cross_entropy(
     temperature: Tensor,
     *,
     alpha: float,
+    queue: Tensor | None = None,
     ignore: Tensor | None = None,
 ) -> Tensor:
     """Soft-target cross entropy against in-batch and queued keys (method.md 2; ALBEF, arXiv 2107.07651,
     equations 4-6).
 
-    Logits x = query @ keys^T / temperature; targets alpha * softmax(momentum_query @ keys^T / temperature) +
-    (1 - alpha) * onehot(positive), which carry no gradient.
+    With K the keys followed by the queue: logits x = query @ K^T / temperature; targets
+    alpha * softmax(momentum_query @ K^T / temperature) + (1 - alpha) * onehot(positive), which carry no
+    gradient.
 
     Args:
         query: [b, D], L2-normalised features; differentiable.
@@ -175,7 +205,9 @@ def contrastive_cross_entropy(
         positive: [b] int64, column of the own key.
         temperature: [1], > 0; differentiable through the logits.
         alpha: share of the momentum targets, 0 <= alpha <= 1.
-        ignore: [b, M] bool or None; True leaves a key out of logits and targets alike. The own key is never
+        queue: [Q, D] further keys or None; any floating dtype, no gradient. Read where it lies: no backend but
+            the reference copies it.
+        ignore: [b, M + Q] bool or None; True leaves a key out of logits and targets alike. The own key is never
             left out.
 
     Returns:
@@ -194,10 +226,17 @@ def contrastive_cross_entropy(
     checks.floating("temperature", temperature, dims=1, device=query.device)
     checks.size("temperature", temperature, 0, 1)
     checks.fraction("alpha", alpha, zero=True)
+    if queue is not None:
+        checks.floating("queue", queue, dims=2, device=query.device)
+        checks.same_size("queue", queue, 1, "query", query, 1)
     if ignore is not None:
-        checks.boolean("ignore", ignore, shape=(query.shape[0], keys.shape[0]), device=query.device)
+        total = keys.shape[0] + (0 if queue is None else queue.shape[0])
+        checks.boolean("ignore", ignore, shape=(query.shape[0], total), device=query.device)
+    queue = None if queue is None else queue.detach()
     run = implementation("contrastive_cross_entropy", query)
-    return run(query, momentum_query, keys, positive, temperature, alpha=float(alpha), ignore=ignore)
+    return run(
+        query, momentum_query, keys, positive, temperature, alpha=float(alpha), queue=queue, ignore=ignore
+    )
 
 
 def lm_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, ignore_index: int = -100) -> Tensor:

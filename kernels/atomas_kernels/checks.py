@@ -38,6 +38,13 @@ def tensor(name: str, value: Tensor, *, dims: int, device: torch.device | None) 
         raise ValueError(f"{name}: is on {value.device}, the first argument on {device}")
 
 
+def dims(name: str, value: Tensor) -> int:
+    """Number of dimensions of what must be a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    return value.dim()
+
+
 def floating(name: str, value: Tensor, *, dims: int, device: torch.device | None = None) -> None:
     """A tensor of bfloat16, float16, float32 or float64."""
     tensor(name, value, dims=dims, device=device)

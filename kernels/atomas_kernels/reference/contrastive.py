@@ -29,6 +29,7 @@ def contrastive_cross_entropy(
     temperature: Tensor,
     *,
     alpha: float,
+    queue: Tensor | None,
     ignore: Tensor | None,
 ) -> Tensor:
     """See `atomas_kernels.contrastive_cross_entropy`.
@@ -36,6 +37,8 @@ def contrastive_cross_entropy(
     The targets sum to one, so the loss of a row is logsumexp(x) - sum(targets * x).
     """
     checks.index_range("positive", positive, keys.shape[0])
+    if queue is not None:
+        keys = torch.cat([keys, queue.to(keys.dtype)])
     logits = compute_dtype(query @ keys.T) / temperature
     if logits.shape[0] == 0:
         return logits.sum()
