@@ -148,7 +148,7 @@ class AtomasModel(nn.Module):
         own = own_columns(text)
         mine = Identities(text=batch.text_id, molecule=batch.molecule_id)
         temperature = projected_clamp(at_least_float32(self.temperature), *TEMPERATURE_RANGE)
-        ignore = self._not_negative(mine, targets.keys.identities)
+        ignore = self._not_negative(mine, targets.identities)
         loss = global_loss(text, smiles, targets, temperature, alpha=alpha, ignore=ignore)
         not_negative = self._not_negative(mine, everyone)
         with full_precision(text.device):

@@ -68,17 +68,6 @@ class Keys:
         text, smiles = both.chunk(2, dim=1)
         return cls(text=text, smiles=smiles, identities=identities)
 
-    def __add__(self, other: "Keys") -> "Keys":
-        """These keys, then the other's."""
-        return Keys(
-            text=torch.cat([self.text, other.text]),
-            smiles=torch.cat([self.smiles, other.smiles]),
-            identities=Identities(
-                text=torch.cat([self.identities.text, other.identities.text]),
-                molecule=torch.cat([self.identities.molecule, other.identities.molecule]),
-            ),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class MomentumTargets:
@@ -89,7 +78,20 @@ class MomentumTargets:
     smiles: Tensor
     """[b, D] features of this rank's molecules"""
     keys: Keys
-    """The B pairs of all ranks in rank order, then the queue"""
+    """The B pairs of all ranks, in rank order"""
+    queue: Keys | None = None
+    """Pairs of earlier batches, read where the queue holds them: enqueue after the backward pass"""
+
+    @property
+    def identities(self) -> Identities:
+        """Of the keys, then of the queue."""
+        if self.queue is None:
+            return self.keys.identities
+        parts = (self.keys.identities, self.queue.identities)
+        return Identities(
+            text=torch.cat([part.text for part in parts]),
+            molecule=torch.cat([part.molecule for part in parts]),
+        )
 
 
 class Momentum(nn.Module):
@@ -121,22 +123,26 @@ class Momentum(nn.Module):
         momentum_update(list(own.values()), [sources[name] for name in own], self.coefficient)
 
     @torch.no_grad()
-    def targets(self, batch: PairBatch, *, enqueue: bool = True) -> MomentumTargets:
-        """Features of this rank's b pairs, the keys of all ranks, and the queue as it was before this batch.
+    def targets(self, batch: PairBatch) -> MomentumTargets:
+        """Features of this rank's b pairs, the keys of all ranks, and the queue.
 
-        With `enqueue` the batch then enters the queue. Collective: every rank calls it with the same b.
+        Collective: every rank calls it with the same b.
         """
         kind = batch.text.ids.device.type
         with torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
             text, smiles = self.encoder.features(batch)
         fresh = Keys.of_all_ranks(text, smiles, Identities.of_all_ranks(batch))
-        keys = fresh + self.queue.keys()
-        if enqueue:
-            # In the order of the corpus, not of the ranks: when the queue wraps, what leaves it must not
-            # depend on the world size.
-            numbers = gather_rows(batch.sample_id, [len(batch)] * world_size())
-            self.queue.push(fresh[numbers.argsort(stable=True)])
-        return MomentumTargets(text=text, smiles=smiles, keys=keys)
+        return MomentumTargets(text=text, smiles=smiles, keys=fresh, queue=self.queue.keys())
+
+    @torch.no_grad()
+    def enqueue(self, batch: PairBatch, targets: MomentumTargets) -> None:
+        """Put the keys that `targets` made of `batch` into the queue. Collective.
+
+        After the backward pass of the batch, which reads the queue as the forward pass did. In the order of the
+        corpus, not of the ranks: when the queue wraps, what leaves it must not depend on the world size.
+        """
+        numbers = gather_rows(batch.sample_id, [len(batch)] * world_size())
+        self.queue.push(targets.keys[numbers.argsort(stable=True)])
 
 
 class FeatureQueue(nn.Module):
@@ -204,24 +210,27 @@ def global_loss(
         targets: momentum features and keys.
         temperature: [1].
         alpha: share of the soft targets.
-        ignore: [b, M] bool, True leaves a key out; None keeps all.
+        ignore: [b, M + Q] bool, True leaves a key out; None keeps all.
     """
     positive = own_columns(text)
-    keys, dtype = targets.keys, text.dtype
+    keys, queue, dtype = targets.keys, targets.queue, text.dtype
 
-    def direction(query: Tensor, momentum_query: Tensor, features: Tensor) -> Tensor:
+    def direction(query: Tensor, momentum_query: Tensor, fresh: Tensor, queued: Tensor | None) -> Tensor:
         return contrastive_cross_entropy(
             query,
             momentum_query.to(dtype),
-            features.to(dtype),
+            fresh.to(dtype),
             positive,
             temperature,
             alpha=alpha,
+            queue=queued,
             ignore=ignore,
         )
 
     with full_precision(text.device):
-        return (direction(text, targets.text, keys.smiles) + direction(smiles, targets.smiles, keys.text)) / 2
+        text_to_smiles = direction(text, targets.text, keys.smiles, None if queue is None else queue.smiles)
+        smiles_to_text = direction(smiles, targets.smiles, keys.text, None if queue is None else queue.text)
+    return (text_to_smiles + smiles_to_text) / 2
 
 
 def own_columns(rows: Tensor) -> Tensor:

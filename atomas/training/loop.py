@@ -78,7 +78,7 @@ def _run_steps(session: Session, stop: StopSignal, metrics: MetricsFile, progres
 
 def _train_step(session: Session, batches: Iterator[PairBatch]) -> dict[str, float]:
     """One optimizer step over `gradient_accumulation_steps` contrastive batches; returns what is logged."""
-    config, engine, device = session.config, session.engine, session.device
+    config, engine, momentum, device = session.config, session.engine, session.momentum, session.device
     started = time.perf_counter()
     rate = learning_rate(config, session.step)
     set_learning_rate(engine, rate)
@@ -92,9 +92,11 @@ def _train_step(session: Session, batches: Iterator[PairBatch]) -> dict[str, flo
         batch = next(batches).to(device)
         data_wait += time.perf_counter() - waited
         with session.autocast():
-            targets = None if session.momentum is None else session.momentum.targets(batch)
+            targets = None if momentum is None else momentum.targets(batch)
             losses = engine(batch, targets)
         engine.backward(losses["loss"])
+        if momentum is not None and targets is not None:
+            momentum.enqueue(batch, targets)
         norm.before_step()
         engine.step()  # steps the optimizer at the last batch of the accumulation
         tokens += batch.text.ids.numel() + batch.smiles.ids.numel()

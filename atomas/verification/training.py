@@ -53,9 +53,11 @@ def _verify_task(golden: GoldenFile, task: Task, t5_config: Path) -> Iterator[Ch
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     for step, losses in enumerate(expected):
         momentum.update(parameters)
-        values = model(batch, momentum.targets(batch))
+        targets = momentum.targets(batch)
+        values = model(batch, targets)
         optimizer.zero_grad()
         values["loss"].backward()
+        momentum.enqueue(batch, targets)
         if step == 0:
             yield from _verify_gradients(golden, task, parameters)
         optimizer.step()

@@ -169,7 +169,7 @@ def test_a_queued_pair_with_the_same_text_is_no_negative(make_model: Any, make_b
     def loss(queued: PairBatch | None) -> torch.Tensor:
         momentum = Momentum(model.encoder, MomentumConfig(queue_size=8))
         if queued is not None:
-            momentum.targets(queued)
+            momentum.enqueue(queued, momentum.targets(queued))
         value: torch.Tensor = model(batch, momentum.targets(batch))["loss/global"]
         return value
 

@@ -82,14 +82,20 @@ def test_targets_see_the_queue_as_it_was(make_model: Any, make_batch: Any) -> No
     momentum = Momentum(model.encoder, MomentumConfig(queue_size=5)).train()
     batch = make_batch([4, 7, 2], [3, 3, 5])
     first = momentum.targets(batch)
+    assert first.queue is not None
     assert len(first.keys.text) == 3
+    assert len(first.queue.text) == 0
     assert_close(first.keys.text, first.text)
-    unseen = momentum.targets(batch, enqueue=False)
-    assert_close(unseen.text, first.text)  # no dropout, no update in between
+    assert_close(momentum.targets(batch).text, first.text)  # no dropout, no update in between
+    momentum.enqueue(batch, first)
     second = momentum.targets(batch)
-    assert len(unseen.keys.text) == len(second.keys.text) == 6
-    assert_close(second.keys.text[3:], first.text)
-    assert len(momentum.targets(batch).keys.text) == 3 + 5
+    assert second.queue is not None
+    assert_close(second.queue.text, first.text)
+    assert len(second.identities.text) == 3 + 3
+    momentum.enqueue(batch, second)
+    third = momentum.targets(batch).queue
+    assert third is not None
+    assert len(third.text) == 5
     assert_close(first.text.norm(dim=1), torch.ones(3))
 
 
@@ -97,17 +103,18 @@ def test_global_loss_is_the_method(make_batch: Any) -> None:
     torch.manual_seed(0)
     text, smiles, slow_text, slow_smiles = torch.nn.functional.normalize(torch.randn(4, 3, 8), dim=-1)
     queue = torch.nn.functional.normalize(torch.randn(2, 5, 8), dim=-1)
-    identities = Identities(text=torch.arange(8), molecule=torch.arange(8))
-    keys = Keys(
-        text=torch.cat([slow_text, queue[0]]),
-        smiles=torch.cat([slow_smiles, queue[1]]),
-        identities=identities,
+    fresh, queued = (Identities(text=torch.arange(n), molecule=torch.arange(n)) for n in (3, 5))
+    targets = MomentumTargets(
+        text=slow_text,
+        smiles=slow_smiles,
+        keys=Keys(text=slow_text, smiles=slow_smiles, identities=fresh),
+        queue=Keys(text=queue[0], smiles=queue[1], identities=queued),
     )
-    targets = MomentumTargets(text=slow_text, smiles=slow_smiles, keys=keys)
+    all_text, all_smiles = torch.cat([slow_text, queue[0]]), torch.cat([slow_smiles, queue[1]])
     temperature = torch.tensor([0.2])
 
     expected = torch.zeros(())
-    for query, slow, columns in ((text, slow_text, keys.smiles), (smiles, slow_smiles, keys.text)):
+    for query, slow, columns in ((text, slow_text, all_smiles), (smiles, slow_smiles, all_text)):
         soft = 0.4 * (slow @ columns.T / 0.2).softmax(1) + 0.6 * torch.eye(3, 8)
         expected += -(soft * (query @ columns.T / 0.2).log_softmax(1)).sum(1).mean() / 2
     assert_close(global_loss(text, smiles, targets, temperature, alpha=0.4, ignore=None), expected)
@@ -139,7 +146,7 @@ def test_what_leaves_a_wrapping_queue_does_not_depend_on_the_order_in_the_batch(
     queues = []
     for batch in (first, turned):
         momentum = Momentum(model.encoder, MomentumConfig(queue_size=2))
-        momentum.targets(batch)
+        momentum.enqueue(batch, momentum.targets(batch))
         queues.append(momentum.queue)
     assert torch.equal(queues[0].molecule_id, queues[1].molecule_id)
     torch.testing.assert_close(queues[0].text, queues[1].text)

@@ -67,9 +67,12 @@ def _steps(
         if slow is not None:
             slow.update(dict(model.named_parameters()))
         batch = _batch(step, part)
-        losses = model(batch, None if slow is None else slow.targets(batch))
+        targets = None if slow is None else slow.targets(batch)
+        losses = model(batch, targets)
         model.zero_grad()
         losses["loss"].backward()
+        if slow is not None and targets is not None:
+            slow.enqueue(batch, targets)
         gradients = {}
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None

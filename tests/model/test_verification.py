@@ -122,9 +122,11 @@ def _record_training(folder: Path, *, width: int, pairs: int, queue: int, tied: 
         losses = []
         for step in range(2):
             momentum.update(dict(model.named_parameters()))
-            values = model(batch, momentum.targets(batch))
+            targets = momentum.targets(batch)
+            values = model(batch, targets)
             optimizer.zero_grad()
             values["loss"].backward()
+            momentum.enqueue(batch, targets)
             if not step:
                 for name, parameter in model.named_parameters():
                     assert parameter.grad is not None
