@@ -38,8 +38,9 @@ def check(smiles: str) -> None:
     "smiles",
     [
         "C", "*", "[125Te]", "[H][H]", "[2H]O[H]", "CCO", "C(=O)(O)C", "c1ccc2ccccc2c1", "C%12CC%12",
-        "[Na+].[Cl-]", "C1.C1", "C%(105)CCC%(105)", "F/C=C\\F", "C/1=C/CCCCCC1", "C=1CCCCC1", "C1CC=1", "N[C@@H](C)C(=O)[O-]",
-        "[O-][N+](=O)c1ccc(cc1)Cl", "[nH]1cccc1", "C[Si](C)(C)C", "c1cc[se]c1", "[Fe++]", "[13CH3:7]Br", "N->[Pt]<-N",
+        "[Na+].[Cl-]", "C1.C1", "C%(105)CCC%(105)", "F/C=C\\F", "C/1=C/CCCCCC1", "C=1CCCCC1", "C1CC=1",
+        "N[C@@H](C)C(=O)[O-]", "[O-][N+](=O)c1ccc(cc1)Cl",
+        "[nH]1cccc1", "C[Si](C)(C)C", "c1cc[se]c1", "[Fe++]", "[13CH3:7]Br", "N->[Pt]<-N",
         "[Co@OH15](F)(Cl)(Br)(I)(N)O", "C1CC12CC2", "[Cu]$[Cu]", "C12C3C4C1C5C2C3C45",
     ],
 )  # fmt: skip

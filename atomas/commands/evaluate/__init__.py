@@ -4,7 +4,10 @@ import argparse
 import importlib
 from typing import Any
 
-TASKS = ("retrieval",)
+TASKS = (
+    "retrieval",
+    "grounding",
+)
 
 
 def register(subparsers: Any) -> None:
