@@ -13,8 +13,8 @@ from rich.table import Table
 from atomas.data.demo import build_demo_corpus
 from atomas.data.shards import Corpus
 from atomas.errors import AtomasError
+from atomas.json_files import write_json
 from atomas.tasks.report import result_json, retrieval_report
-from atomas.training.checkpoint import write_json
 from atomas.training.telemetry import read_metrics
 from atomas.viz.training_curves import plot_training_curves
 

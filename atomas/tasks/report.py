@@ -14,8 +14,9 @@ from atomas.data.shards import Corpus
 from atomas.data.stream import evaluation_batches
 from atomas.distributed.process_group import resolve_device
 from atomas.errors import AtomasError
+from atomas.json_files import write_json
 from atomas.tasks.retrieval import DIRECTIONS, RetrievalResult, evaluate_retrieval
-from atomas.training.checkpoint import resolve_checkpoint, verify_checkpoint, write_json
+from atomas.training.checkpoint import resolve_checkpoint, verify_checkpoint
 from atomas.training.model_files import read_model
 from atomas.training.telemetry import environment
 

@@ -25,6 +25,7 @@ import torch
 from atomas.distributed.agreement import from_rank_zero, together
 from atomas.distributed.gather import rank
 from atomas.errors import AtomasError
+from atomas.json_files import write_json
 
 FORMAT = "atomas-checkpoint/1"
 
@@ -163,17 +164,6 @@ def prune_checkpoints(folder: Path, keep_last: int, best: Path | None) -> None:
             doomed = old.with_name(f"{old.name}.removed")
             old.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _choose(folder: Path, latest: str | None, warn: Callable[[str], None]) -> tuple[str | None, str | None]:

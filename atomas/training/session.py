@@ -19,8 +19,9 @@ from atomas.data.stream import PairStream, build_loader, evaluation_batches
 from atomas.data.tokenizer import AtomasTokenizer, resolve_tokenizer
 from atomas.distributed.agreement import from_rank_zero, together
 from atomas.errors import AtomasError
+from atomas.json_files import write_json
 from atomas.model.momentum import Momentum
-from atomas.training.checkpoint import newest_good_checkpoint, prune_checkpoints, save_checkpoint, write_json
+from atomas.training.checkpoint import newest_good_checkpoint, prune_checkpoints, save_checkpoint
 from atomas.training.engine import build_engine, deepspeed_json, master_weights
 from atomas.training.model_files import build_model, load_weights, write_model
 from atomas.training.run_directory import RunDirectory
