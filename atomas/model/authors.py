@@ -43,9 +43,22 @@ class AuthorsState:
     queue: dict[str, Tensor] = field(default_factory=dict)
     """`text` and `smiles` [Q, D], `cursor` [1]; what is there of them"""
 
+    unexpected: list[str] = field(default_factory=list)
+    """Names that the authors' implementation does not have"""
+
     @classmethod
     def translate(cls, state: Mapping[str, Tensor]) -> "AuthorsState":
         """Sort and rename `state`; AtomasError for a name that the authors' implementation does not have."""
+        ours = cls.sort(state)
+        if ours.unexpected:
+            raise AtomasError(
+                f"{ours.unexpected[0]!r} is no parameter or buffer of the published implementation"
+            )
+        return ours
+
+    @classmethod
+    def sort(cls, state: Mapping[str, Tensor]) -> "AuthorsState":
+        """Sort and rename `state`, with what is unknown set aside."""
         ours = cls()
         for name, value in state.items():
             if name in _QUEUE_NAMES:
@@ -56,7 +69,7 @@ class AuthorsState:
             elif translated := _first_match(_MOMENTUM_PATTERNS, name):
                 ours.momentum[translated] = value
             else:
-                raise AtomasError(f"{name!r} is no parameter or buffer of the published implementation")
+                ours.unexpected.append(name)
         return ours
 
     def fill(self, queue: FeatureQueue) -> None:

@@ -57,12 +57,26 @@ def save_checkpoint(
             write_parts(partial)
         with together(f"publishing checkpoint {final.name}", device):
             if rank() == 0:
-                _publish(partial, final, step)
+                publish(partial, final, step)
     except Exception:
         if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
     return final
+
+
+def publish(partial: Path, final: Path, step: int) -> None:
+    """Make the files in `partial` the checkpoint `final`: manifest, then rename. One process."""
+    files = {}
+    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(partial).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_json(partial / "manifest.json", {"format": FORMAT, "step": step, "files": files})
+    partial.rename(final)
+    parent = os.open(final.parent, os.O_RDONLY)
+    os.fsync(parent)  # the rename itself must survive a power cut
+    os.close(parent)
 
 
 def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
@@ -191,19 +205,6 @@ def _choose(folder: Path, latest: str | None, warn: Callable[[str], None]) -> tu
             "run.name"
         )
     return None, None
-
-
-def _publish(partial: Path, final: Path, step: int) -> None:
-    files = {}
-    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        files[path.relative_to(partial).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    write_json(partial / "manifest.json", {"format": FORMAT, "step": step, "files": files})
-    partial.rename(final)
-    parent = os.open(final.parent, os.O_RDONLY)
-    os.fsync(parent)  # the rename itself must survive a power cut
-    os.close(parent)
 
 
 def _sha256(path: Path) -> str:
