@@ -15,7 +15,7 @@ PACKAGES = {
     "atomas_kernels": "kernels/atomas_kernels",
     "atomas_launcher": "launcher/atomas_launcher",
 }
-IMPORT_NAMES = {"pyyaml": "yaml"}
+IMPORT_NAMES = {"pyyaml": "yaml", "rouge-score": "rouge_score"}
 TOOLS = {"ruff", "mypy", "pytest"}  # run, not imported
 
 
