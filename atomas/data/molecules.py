@@ -82,6 +82,15 @@ def to_mol(smiles: str) -> Chem.Mol:
     return mol
 
 
+def is_molecule(smiles: str) -> bool:
+    """Whether `to_mol` takes it."""
+    try:
+        to_mol(smiles)
+    except InvalidMoleculeError:
+        return False
+    return True
+
+
 def murcko_scaffold(smiles: str) -> str:
     """Canonical SMILES of the Bemis-Murcko scaffold, without stereo; "" for an acyclic molecule."""
     with rdBase.BlockLogs():

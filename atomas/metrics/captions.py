@@ -84,10 +84,11 @@ def score_captions(
         rows=len(rows),
         order=METRICS,
         others={name: Score(value=None, reason=reason) for name, reason in missing.items()},
+        reasons=_reasons(tokenizer),
         details={
             "empty_outputs": sum(not output for output in outputs),
             "tokenizer": None if tokenizer is None else tokenizer.description,
-            "versions": versions(["nltk", "rouge-score", "tokenizers", "numpy"]),
+            "versions": versions(["rdkit", "nltk", "rouge-score", "tokenizers", "numpy"]),
         },
     )
 
@@ -141,6 +142,13 @@ def _score_pair(pair: _Pair, meteor: bool) -> _Row:
         bleu_counts(pair.reference_tokens, pair.output_tokens),
         float(meteor_score([pair.reference_tokens], pair.output_tokens)) if meteor else None,
     )
+
+
+def _reasons(tokenizer: CaptionTokenizer | None) -> dict[str, str]:
+    if tokenizer is None or tokenizer.is_scibert:
+        return {}
+    note = f"tokens of {tokenizer.description['name']}, not SciBERT: not comparable with published values"
+    return dict.fromkeys(("bleu2", "bleu4", "meteor"), note)
 
 
 @lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ from rapidfuzz.distance import Levenshtein
 from rdkit import Chem, DataStructs, rdBase
 from rdkit.Chem import MACCSkeys, rdFingerprintGenerator
 
-from atomas.data.molecules import InvalidMoleculeError, to_mol
+from atomas.data.molecules import is_molecule
 from atomas.data.parallel import chunked, ordered_map
 from atomas.data.progress import Progress
 from atomas.metrics.bleu import bleu_counts, bleu_statistic
@@ -122,7 +122,7 @@ def _score_row(reference: str, output: str) -> _Row:
         levenshtein=Levenshtein.distance(reference, output),
         reference_parses=reference_mol is not None,
         output_parses=output_mol is not None,
-        valid=output_mol is not None and _is_molecule(output),
+        valid=output_mol is not None and is_molecule(output),
         exact=both and Chem.MolToInchi(output_mol) == inchi,
         has_inchi=bool(inchi),
         similarities=_similarities(reference_mol, output_mol) if both else (0.0, 0.0, 0.0),
@@ -140,14 +140,6 @@ def _similarities(first: Chem.Mol, second: Chem.Mol) -> tuple[float, float, floa
         for fingerprint in fingerprints
     )
     return maccs, rdk, counts
-
-
-def _is_molecule(smiles: str) -> bool:
-    try:
-        to_mol(smiles)
-    except InvalidMoleculeError:
-        return False
-    return True
 
 
 def _fcd(rows: Sequence[_Row]) -> Score:

@@ -15,7 +15,10 @@ from atomas.metrics.resampling import Bootstrap, RowStatistic, bootstrap_interva
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One metric: a value with its interval, or `None`; `reason` says why a value or an interval is missing."""
+    """One metric: a value with its interval, or `None`.
+
+    `reason` says why the value or the interval is missing, or why the value is not what its name leads to expect.
+    """
 
     value: float | None
     interval: tuple[float, float] | None = None
@@ -57,12 +60,19 @@ def measure(
     order: Sequence[str],
     others: Mapping[str, Score],
     details: dict[str, Any],
+    reasons: Mapping[str, str] | None = None,
 ) -> Scores:
-    """Values and intervals of `statistics`, with the `others` that are known otherwise, in the order of `order`."""
+    """Values and intervals of `statistics`, with the `others` that are known otherwise, in the order of `order`.
+
+    `reasons` are those of `statistics`, where there is something to say.
+    """
     values = {name: statistic.value() for name, statistic in statistics.items()}
     defined = {name: statistics[name] for name, value in values.items() if not math.isnan(value)}
     intervals = bootstrap_intervals(defined, bootstrap)
-    metrics = {name: Score(value=values[name], interval=intervals[name]) for name in defined} | dict(others)
+    metrics = {
+        name: Score(value=values[name], interval=intervals[name], reason=(reasons or {}).get(name, ""))
+        for name in defined
+    } | dict(others)
     return Scores(
         rows=rows,
         metrics={name: metrics[name] for name in order},

@@ -6,6 +6,8 @@ from typing import Any
 
 TASKS = (
     "retrieval",
+    "predictions",
+    "merge",
     "grounding",
 )
 
