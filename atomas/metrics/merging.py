@@ -86,10 +86,11 @@ def _check_same(
 
 
 def _value(report: Mapping[str, Any], key: str) -> Any:
+    """What a report says under a dotted key, or None; a seed of sampling is no setting."""
     value: Any = report
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+    return {name: value[name] for name in value if name != "seed"} if key == "decoding" and value else value
 
 
 def _leaves(

@@ -31,6 +31,14 @@ _TO_MARKS = str.maketrans(_MARKS)
 _FROM_MARKS = str.maketrans({mark: character for character, mark in _MARKS.items()})
 
 
+class Prediction(NamedTuple):
+    """What a model was given, what it should have written, and what it wrote ("" if nothing)."""
+
+    input: str
+    reference: str
+    output: str
+
+
 class IrregularLine(NamedTuple):
     """`line` counts from 1; `scored` tells whether its row counts all the same."""
 
@@ -40,24 +48,16 @@ class IrregularLine(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Predictions:
-    """The rows of a file; row i stood in line `lines[i]`."""
+class PredictionFile:
+    """What was read; `rows[i]` stood in line `lines[i]`."""
 
     sha256: str
-    inputs: list[str] = field(default_factory=list)
-    references: list[str] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
+    rows: list[Prediction] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     irregular: list[IrregularLine] = field(default_factory=list)
 
 
-class _Row(NamedTuple):
-    input: str
-    reference: str
-    output: str
-
-
-def read_predictions(path: Path, task: str) -> Predictions:
+def read_predictions(path: Path, task: str) -> PredictionFile:
     """The predictions of a file of `task` ("caption" or "molecule").
 
     Raises:
@@ -67,23 +67,24 @@ def read_predictions(path: Path, task: str) -> Predictions:
         content = path.read_bytes()
     except OSError as error:
         raise AtomasError(f"cannot read {path}: {error.strerror}") from error
-    predictions = Predictions(sha256=hashlib.sha256(content).hexdigest())
+    read = PredictionFile(sha256=hashlib.sha256(content).hexdigest())
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not lines[-1]:
         lines.pop()  # the end of the last line is no line
     header = [] if not lines else _decode(lines[0])[0].split("\t")
     places = _places(path, header, task)
     for number, line in enumerate(lines[1:], start=2):
-        _read_line(predictions, number, line, header, places, task)
-    if not predictions.lines:
+        _read_line(read, number, line, header, places, task)
+    if not read.rows:
         raise AtomasError(f"{path} holds no row that can be scored ({len(lines[1:])} lines below the header)")
-    return predictions
+    return read
 
 
 def write_predictions(path: Path, task: str, rows: Iterable[Sequence[str]]) -> None:
-    """Write rows of (input, ground truth, output); what `read_predictions` gives back is equal to them.
+    """Write a file from which `read_predictions` gives back equal rows of (input, ground truth, output).
 
-    The one exception: U+2409, U+240A and U+240D in a text come back as what they stand for.
+    Two exceptions: a row without ground truth is not read back, and U+2409, U+240A and U+240D in a text come back
+    as what they stand for.
     """
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(prediction_line((INPUT_COLUMNS[task], REFERENCE_COLUMN, OUTPUT_COLUMN)))
@@ -116,7 +117,7 @@ def _places(path: Path, header: Sequence[str], task: str) -> list[int]:
 
 
 def _read_line(
-    predictions: Predictions,
+    read: PredictionFile,
     number: int,
     line: bytes,
     header: Sequence[str],
@@ -128,12 +129,10 @@ def _read_line(
     if not is_utf8:
         problem = f"not UTF-8; {problem}" if problem else "not UTF-8: bytes replaced"
     if row is not None:
-        predictions.inputs.append(row.input.translate(_FROM_MARKS))
-        predictions.references.append(row.reference.translate(_FROM_MARKS))
-        predictions.outputs.append(row.output.translate(_FROM_MARKS))
-        predictions.lines.append(number)
+        read.rows.append(Prediction(*(text.translate(_FROM_MARKS) for text in row)))
+        read.lines.append(number)
     if problem:
-        predictions.irregular.append(IrregularLine(number, problem, row is not None))
+        read.irregular.append(IrregularLine(number, problem, row is not None))
 
 
 def _decode(line: bytes) -> tuple[str, bool]:
@@ -145,14 +144,16 @@ def _decode(line: bytes) -> tuple[str, bool]:
         return line.decode(errors="replace"), False
 
 
-def _split(text: str, header: Sequence[str], places: Sequence[int], task: str) -> tuple[_Row | None, str]:
+def _split(
+    text: str, header: Sequence[str], places: Sequence[int], task: str
+) -> tuple[Prediction | None, str]:
     """The row of a line, or None; and what is odd about it."""
     if not text:
         return None, "empty line: left out"
     fields = text.split("\t")
     counts = f"{len(fields)} fields for {len(header)} columns"
     if len(fields) <= len(header):
-        row = _Row(*(fields[place] if place < len(fields) else "" for place in places))
+        row = Prediction(*(fields[place] if place < len(fields) else "" for place in places))
         problem = "" if len(fields) == len(header) else f"{counts}: what is missing is empty"
     else:
         known = list(places) == [0, 1, 2] and len(header) == 3
@@ -165,7 +166,7 @@ def _split(text: str, header: Sequence[str], places: Sequence[int], task: str) -
     return row, problem
 
 
-def _rejoin(fields: Sequence[str], task: str) -> _Row | None:
+def _rejoin(fields: Sequence[str], task: str) -> Prediction | None:
     """Three columns out of more fields, by what the columns hold; None where that does not tell.
 
     Empty fields at the end are no text. Molecules: the ground truth is the first SMILES that has a field on both
@@ -178,7 +179,9 @@ def _rejoin(fields: Sequence[str], task: str) -> _Row | None:
         reference = next((place for place in range(1, len(fields) - 1) if is_molecule(fields[place])), None)
         if reference is None:
             return None
-        return _Row("\t".join(fields[:reference]), fields[reference], "\t".join(fields[reference + 1 :]))
+        return Prediction(
+            "\t".join(fields[:reference]), fields[reference], "\t".join(fields[reference + 1 :])
+        )
     word = fields[1].partition(" ")[0]
     output = next((place for place in range(2, len(fields)) if fields[place].startswith(word)), 2)
-    return _Row(fields[0], "\t".join(fields[1:output]), "\t".join(fields[output:]))
+    return Prediction(fields[0], "\t".join(fields[1:output]), "\t".join(fields[output:]))

@@ -14,7 +14,7 @@ from atomas.errors import AtomasError
 from atomas.json_files import write_json
 from atomas.metrics.resampling import Bootstrap
 from atomas.metrics.scores import Scores, print_scores
-from atomas.tasks.prediction_file import IrregularLine, Predictions, read_predictions
+from atomas.tasks.prediction_file import PredictionFile, read_predictions
 
 LISTED_LINES = 20
 """Line numbers of each kind that a report lists; the counts are of all."""
@@ -34,22 +34,21 @@ def predictions_report(
     Args:
         file: as described in `prediction_file`.
         task: "caption" or "molecule".
-        tokenizer: folder or hub name of the tokenizer of caption BLEU; None: SciBERT where it is found.
-        workers: processes.
+        tokenizer, bootstrap, workers: as in `score`.
 
     Raises:
         AtomasError: the file, the tokenizer or the folder of the report is not there or not usable.
     """
     if report is not None and not report.parent.is_dir():
         raise AtomasError(f"--report {report}: the folder {report.parent} does not exist")
-    predictions = read_predictions(file, task)
-    references, outputs = predictions.references, predictions.outputs
+    read = read_predictions(file, task)
+    references, outputs = [row.reference for row in read.rows], [row.output for row in read.rows]
     scores = score(task, references, outputs, tokenizer=tokenizer, bootstrap=bootstrap, workers=workers)
     console = make_console()
     print_scores(console, scores, f"{file.name}: {scores.rows:,} {task} predictions")
-    _print_irregular(console, predictions)
+    _print_irregular(console, read)
     if report is not None:
-        write_json(report, _report_json(file, task, predictions, scores))
+        write_json(report, _report_json(file, task, read, scores))
         console.print(f"report: {report}", markup=False, soft_wrap=True)
     return scores
 
@@ -59,11 +58,17 @@ def score(
     references: Sequence[str],
     outputs: Sequence[str],
     *,
-    tokenizer: str | None,
-    bootstrap: Bootstrap,
-    workers: int,
+    tokenizer: str | None = None,
+    bootstrap: Bootstrap | None = None,
+    workers: int = 1,
 ) -> Scores:
-    """The metrics of `task` ("caption" or "molecule"); `tokenizer` as in `predictions_report`."""
+    """The metrics of `task` ("caption" or "molecule") of outputs, "" where one is missing.
+
+    Args:
+        tokenizer: folder or hub name of the tokenizer of caption BLEU; None: SciBERT where it is found.
+        bootstrap: how intervals are found (default: 1,000 resamples, 95 %, seed 0).
+        workers: processes to fork; leave it at 1 in a process that uses CUDA.
+    """
     if task == "molecule":
         from atomas.metrics.molecules import score_molecules
 
@@ -76,41 +81,37 @@ def score(
 
 
 def references_sha256(references: Sequence[str]) -> str:
-    """Equal for reports that were scored against the same ground truths in the same order."""
+    """Equal for reports on the same ground truths in the same order; only these are merged."""
     return hashlib.sha256("\0".join(references).encode()).hexdigest()
 
 
-def _report_json(file: Path, task: str, predictions: Predictions, scores: Scores) -> dict[str, Any]:
-    empty = [line for line, output in zip(predictions.lines, predictions.outputs, strict=True) if not output]
+def _report_json(file: Path, task: str, read: PredictionFile, scores: Scores) -> dict[str, Any]:
+    empty = [line for line, row in zip(read.lines, read.rows, strict=True) if not row.output]
     return {
         "task": task,
         "command": shlex.join(["atomas", *sys.argv[1:]]),
-        "file": {"path": str(file), "sha256": predictions.sha256},
-        "references_sha256": references_sha256(predictions.references),
-        "irregular_lines": len(predictions.irregular),
-        "left_out_lines": sum(not line.scored for line in predictions.irregular),
-        "doubled_backslashes": {
-            "references": _doubled(predictions.references),
-            "outputs": _doubled(predictions.outputs),
-        },
+        "file": {"path": str(file), "sha256": read.sha256},
+        "references_sha256": references_sha256([row.reference for row in read.rows]),
+        "irregular_lines": len(read.irregular),
+        "left_out_lines": sum(not line.scored for line in read.irregular),
         "first_lines": {
             "empty_outputs": empty[:LISTED_LINES],
-            "irregular_lines": [line._asdict() for line in predictions.irregular[:LISTED_LINES]],
+            "irregular_lines": [line._asdict() for line in read.irregular[:LISTED_LINES]],
+        },
+        "doubled_backslashes": {
+            "references": sum("\\\\" in row.reference for row in read.rows),
+            "outputs": sum("\\\\" in row.output for row in read.rows),
         },
         **scores.as_json(),
     }
 
 
-def _doubled(texts: Sequence[str]) -> int:
-    return sum("\\\\" in text for text in texts)
-
-
-def _print_irregular(console: Console, predictions: Predictions) -> None:
-    empty = sum(not output for output in predictions.outputs)
+def _print_irregular(console: Console, read: PredictionFile) -> None:
+    empty = sum(not row.output for row in read.rows)
     if empty:
         console.print(f"{empty:,} empty outputs are scored as failed predictions")
-    shown: list[IrregularLine] = predictions.irregular[:LISTED_LINES]
+    shown = read.irregular[:LISTED_LINES]
     for line in shown:
         console.print(f"line {line.line}: {line.problem}", markup=False, soft_wrap=True)
-    if len(predictions.irregular) > len(shown):
-        console.print(f"... and {len(predictions.irregular) - len(shown):,} more irregular lines")
+    if len(read.irregular) > len(shown):
+        console.print(f"... and {len(read.irregular) - len(shown):,} more irregular lines")
