@@ -2,8 +2,8 @@
 
 `auto` takes the first of an operator's backends that supports the tensor's device and dtype and can be
 imported; one that cannot be imported is passed over with a single log line. A backend chosen by name is used
-for every operator that it implements, and raises where it cannot run; the operators that it does not
-implement keep to the reference.
+for every operator that it implements on the tensor's device, and raises where it cannot run; the operators that
+it does not implement there keep to the reference. `native` has implementations for the CPU and for CUDA.
 """
 
 import importlib
@@ -35,9 +35,13 @@ class Implementation:
     dtypes: tuple[torch.dtype, ...] | None = None
     """Token dtypes that it takes; None: any."""
 
+    def fits(self, device: torch.device) -> bool:
+        """Whether it is made for such a device."""
+        return self.device in (None, device.type)
+
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run there, or None."""
-        if self.device is not None and device.type != self.device:
+        if not self.fits(device):
             return f"it runs on {self.device}, the tensors are on {device.type}"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"it does not take {dtype}"
@@ -53,26 +57,34 @@ def _native(name: str) -> Implementation:
     return Implementation(backend="native", target=target, device="cpu", dtypes=_HALF_AND_SINGLE)
 
 
+def _cuda(name: str) -> Implementation:
+    target = f"atomas_kernels.cuda:{name}"
+    return Implementation(backend="native", target=target, device="cuda", dtypes=_HALF_AND_SINGLE)
+
+
 def _triton(module: str, name: str) -> Implementation:
     target = f"atomas_kernels.triton.{module}:{name}"
     return Implementation(backend="triton", target=target, device="cuda", dtypes=_HALF_AND_SINGLE)
 
 
-# In the order in which `auto` prefers them. Triton stands behind the reference, so it runs only when it is
-# named: it compiles without spills and agrees in the interpreter, but it has not been timed on a GPU.
+# In the order in which `auto` prefers them. What runs on CUDA stands behind the reference, so it runs only when
+# it is named: it compiles without spills and agrees in interpreter and emulation, but it has not been timed on a
+# GPU.
 _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "segment_softmax": (_reference("segments", "segment_softmax"),),
     "dpc_knn": (
         _native("dpc_knn"),
         _reference("clustering", "dpc_knn"),
+        _cuda("dpc_knn"),
         _triton("clustering", "dpc_knn"),
     ),
     "cluster_merge": (_native("cluster_merge"), _reference("clustering", "cluster_merge")),
     "token_interaction": (_native("token_interaction"), _reference("interaction", "token_interaction")),
+    "packed_attention": (_reference("attention", "packed_attention"),),
     "info_nce": (_reference("contrastive", "info_nce"),),
     "contrastive_cross_entropy": (_reference("contrastive", "contrastive_cross_entropy"),),
     "lm_cross_entropy": (_reference("language_model", "lm_cross_entropy"),),
-    "momentum_update": (_reference("momentum", "momentum_update"),),
+    "momentum_update": (_reference("momentum", "momentum_update"), _cuda("momentum_update")),
 }
 
 
@@ -119,8 +131,10 @@ def _select(op: str, device: torch.device, dtype: torch.dtype) -> Implementation
     candidates = _IMPLEMENTATIONS[op]
     if _chosen == "auto":
         return next(c for c in candidates if c.obstacle(device, dtype) is None)
-    by_name = {c.backend: c for c in candidates}
-    candidate = by_name.get(_chosen, by_name["reference"])
+    named = [c for c in candidates if c.backend == _chosen]
+    if any(c.backend == _chosen and c.fits(device) for group in _IMPLEMENTATIONS.values() for c in group):
+        named = [c for c in named if c.fits(device)]
+    candidate = named[0] if named else next(c for c in candidates if c.backend == "reference")
     obstacle = candidate.obstacle(device, dtype)
     if obstacle is not None:
         raise RuntimeError(f"{op}: the backend {_chosen!r} was chosen but cannot run: {obstacle}")

@@ -37,7 +37,32 @@ def test_native_by_name_refuses_what_it_cannot_run(backend: Callable[[str], None
     backend("native")
     with pytest.raises(RuntimeError, match=r"'native' was chosen but cannot run: .*float64"):
         ak.active_backend("dpc_knn", "cpu", torch.float64)
-    with pytest.raises(RuntimeError, match="it runs on cpu, the tensors are on cuda"):
+    with pytest.raises(RuntimeError, match="it runs on cpu, the tensors are on meta"):
+        ak.active_backend("dpc_knn", "meta")
+
+
+def test_native_by_name_is_chosen_for_the_tensors_device(
+    backend: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_import_error", lambda module: None)
+    backend("native")
+
+    def module(op: str, device: str) -> str:
+        return registry._select(op, torch.device(device), torch.float32).target.partition(":")[0]
+
+    assert module("dpc_knn", "cpu") == "atomas_kernels.native"
+    assert module("dpc_knn", "cuda") == "atomas_kernels.cuda"
+    assert module("momentum_update", "cuda") == "atomas_kernels.cuda"
+    assert module("momentum_update", "cpu") == "atomas_kernels.reference.momentum"
+    assert module("token_interaction", "cuda") == "atomas_kernels.reference.interaction"
+
+
+def test_native_by_name_on_cuda_needs_the_library(
+    backend: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_import_error", lambda module: f"{module} was not built")
+    backend("native")
+    with pytest.raises(RuntimeError, match=r"'native' was chosen but cannot run: atomas_kernels\.cuda was not"):
         ak.active_backend("dpc_knn", "cuda")
 
 
