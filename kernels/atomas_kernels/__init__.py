@@ -7,9 +7,11 @@ from atomas_kernels.api import (
     info_nce,
     lm_cross_entropy,
     momentum_update,
+    packed_attention,
     segment_softmax,
     token_interaction,
 )
+from atomas_kernels.attention import distance_buckets
 from atomas_kernels.layout import cu_seqlens_from_lengths, lengths_from_cu_seqlens
 from atomas_kernels.registry import active_backend, set_backend
 
@@ -18,11 +20,13 @@ __all__ = [
     "cluster_merge",
     "contrastive_cross_entropy",
     "cu_seqlens_from_lengths",
+    "distance_buckets",
     "dpc_knn",
     "info_nce",
     "lengths_from_cu_seqlens",
     "lm_cross_entropy",
     "momentum_update",
+    "packed_attention",
     "segment_softmax",
     "set_backend",
     "token_interaction",

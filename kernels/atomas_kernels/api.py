@@ -158,6 +158,67 @@ def token_interaction(
     return run(text, smiles, text_weight, smiles_weight, text_lengths, smiles_lengths)
 
 
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_lengths: Tensor,
+    key_lengths: Tensor,
+    *,
+    distance_bias: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of every sequence of queries to its own sequence of keys, as T5 does it: softmax of q k^T, which
+    is not scaled, plus a bias of the distance.
+
+    Args:
+        query: [T_q, H, d], floating, H heads of width d; differentiable.
+        key: [T_k, H, d], same dtype; differentiable.
+        value: [T_k, H, d], same dtype; differentiable.
+        query_lengths: [B] int64, sum T_q. May be on the CPU whatever the device of the tokens: a caller with
+            many layers then spares each of them a copy.
+        key_lengths: [B] int64, sum T_k; as `query_lengths`.
+        distance_bias: [H, 2 R + 1], floating, added to the logits of keys whose place in their sequence, minus
+            that of the query, is -R to R; what is farther takes the nearest of these (see `distance_buckets`).
+            Differentiable. None for no bias.
+        causal: a query reads only the keys at its own place and before.
+        dropout: probability with which an attention weight is dropped, 0 <= dropout <= 1; the others are scaled up.
+
+    Returns:
+        [T_q, H, d], dtype of `query`; zero for the queries of a sequence without keys.
+        Padded: query [B, N, H, d], key and value [B, M, H, d] -> [B, N, H, d], 0 behind each sequence.
+    """
+    if checks.dims("query", query) == 4:
+        rows = PaddedBatch("query", query, "query_lengths", query_lengths)
+        others = PaddedBatch("key", key, "key_lengths", key_lengths)
+        packed = rows.pack("query", query), others.pack("key", key), others.pack("value", value)
+        options = {"distance_bias": distance_bias, "causal": causal, "dropout": dropout}
+        return rows.pad(packed_attention(*packed, query_lengths, key_lengths, **options))
+    checks.floating("query", query, dims=3)
+    checks.floating("key", key, dims=3, device=query.device)
+    checks.floating("value", value, dims=3, device=query.device)
+    for name, tensor in (("key", key), ("value", value)):
+        checks.same_dtype(name, tensor, "query", query)
+        checks.same_size(name, tensor, 1, "query", query, 1)
+        checks.same_size(name, tensor, 2, "query", query, 2)
+    checks.same_size("value", value, 0, "key", key, 0)
+    for name, lengths in (("query_lengths", query_lengths), ("key_lengths", key_lengths)):
+        checks.integer(name, lengths, dims=1)
+        if lengths.device.type != "cpu":
+            checks.lengths(name, lengths, device=query.device)
+    checks.same_size("key_lengths", key_lengths, 0, "query_lengths", query_lengths, 0)
+    if distance_bias is not None:
+        checks.floating("distance_bias", distance_bias, dims=2, device=query.device)
+        checks.same_size("distance_bias", distance_bias, 0, "query", query, 1)
+        if distance_bias.shape[1] % 2 == 0:
+            raise ValueError(f"distance_bias: expected 2 R + 1 distances, got {distance_bias.shape[1]}")
+    checks.fraction("dropout", dropout, zero=True)
+    run = implementation("packed_attention", query)
+    arguments = (query, key, value, query_lengths, key_lengths)
+    return run(*arguments, distance_bias=distance_bias, causal=causal, dropout=float(dropout))
+
+
 def info_nce(scores: Tensor, scale: Tensor, *, negative_mask: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE: mean of the row and the column cross entropy of scores * scale, positives on the
     diagonal.

@@ -83,3 +83,16 @@ def test_lm_cross_entropy(generator: torch.Generator) -> None:
     labels = torch.tensor([1, -100, 6, 0, -100, 3])
     hidden, weight = _leaf(generator, 6, 4), _leaf(generator, 7, 4)
     assert gradcheck(lambda h, w: ak.lm_cross_entropy(h, w, labels), (hidden, weight))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_attention(generator: torch.Generator, causal: bool) -> None:
+    query_lengths, key_lengths = _lengths(3, 0, 1, 3), _lengths(5, 2, 0, 5)
+    leaves = (_leaf(generator, 7, 2, 3), _leaf(generator, 12, 2, 3), _leaf(generator, 12, 2, 3))
+    bias = _leaf(generator, 2, 5)
+    assert gradcheck(
+        lambda q, k, v, b: ak.packed_attention(
+            q, k, v, query_lengths, key_lengths, distance_bias=b, causal=causal
+        ),
+        (*leaves, bias),
+    )

@@ -1,0 +1,145 @@
+"""T5 attention over packed sequences (Raffel et al. 2020, arXiv 1910.10683, section 2.1)."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from math import ceil, inf
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atomas_kernels import checks
+
+
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_lengths: Tensor,
+    key_lengths: Tensor,
+    *,
+    distance_bias: Tensor | None,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    """See `atomas_kernels.packed_attention`.
+
+    Sequences of like lengths go through `scaled_dot_product_attention` together. On the CPU that means equal
+    lengths, so nothing is padded.
+    """
+    layout = _layout(
+        tuple(checks.segment_sizes("query_lengths", query_lengths, query.shape[0])),
+        tuple(checks.segment_sizes("key_lengths", key_lengths, key.shape[0])),
+        _step(query.device),
+        query.device,
+    )
+    bias = None if distance_bias is None else distance_bias.to(query.dtype)
+    # `split` (not slicing) keeps the backward linear: the pieces' gradients are concatenated once.
+    queries = query.index_select(0, layout.query_slots).split([g.rows * g.queries for g in layout.groups])
+    key_slots = [g.rows * g.keys for g in layout.groups]
+    keys, values = (x.index_select(0, layout.key_slots).split(key_slots) for x in (key, value))
+    masks = layout.key_mask.split(key_slots)
+    # Where nothing is attended the result is zero, but part of the graph as every other is.
+    outputs = [(query[:0].sum(dim=0) + key[:0].sum(dim=0) + value[:0].sum(dim=0))[None]]
+    for group, q, k, v, mask in zip(layout.groups, queries, keys, values, masks, strict=True):
+        addend = _by_distance(group, bias, causal, query)
+        if layout.padded:
+            hidden = query.new_zeros(mask.shape).masked_fill(~mask, -inf).view(group.rows, 1, 1, group.keys)
+            addend = hidden if addend is None else addend + hidden
+        attended = F.scaled_dot_product_attention(
+            *(x.unflatten(0, (group.rows, -1)).transpose(1, 2) for x in (q, k, v)),
+            attn_mask=addend,
+            dropout_p=dropout,
+            scale=1.0,
+        )
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, layout.output_slots)
+
+
+def _by_distance(group: "_Group", bias: Tensor | None, causal: bool, like: Tensor) -> Tensor | None:
+    """What is added to the logits [rows, H, queries, keys], broadcast; None for nothing.
+
+    Queries stand in reverse order, so query slot i and key slot j are i + j - (queries - 1) apart, and the
+    windows of one vector over all distances are the rows: a view, in which nothing is stored twice.
+    """
+    if bias is None and not causal:
+        return None
+    distance = torch.arange(1 - group.queries, group.keys, device=like.device)
+    if bias is None:
+        addend = like.new_zeros(1, distance.shape[0])
+    else:
+        reach = bias.shape[1] // 2
+        addend = bias[:, distance.clamp(-reach, reach) + reach]
+    if causal:
+        addend = addend.masked_fill(distance > 0, -inf)
+    return addend.unfold(1, group.keys, 1)[None]
+
+
+def _step(device: torch.device) -> int:
+    """Lengths that are equal after rounding up to a multiple of this go together.
+
+    On an accelerator padding costs less than a launch for every length that occurs.
+    """
+    return 1 if device.type == "cpu" else 64
+
+
+class _Group(NamedTuple):
+    """Sequences of like lengths."""
+
+    rows: int
+    queries: int
+    """Slots of one row, with padding."""
+    keys: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Where the tokens in the slots of all groups are taken from, group after group and row after row."""
+
+    groups: list[_Group]
+    padded: bool
+    query_slots: Tensor
+    """[slots] int64, token in each slot; the last token of a sequence comes first."""
+    key_slots: Tensor
+    """[slots] int64, token in each slot."""
+    key_mask: Tensor
+    """[slots] bool, False at padding."""
+    output_slots: Tensor
+    """[T_q] int64, 1 + the slot of every query token; 0 where there are no keys."""
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _layout(
+    query_sizes: tuple[int, ...], key_sizes: tuple[int, ...], step: int, device: torch.device
+) -> _Layout:
+    """The layout of these lengths rounded up to multiples of `step`; all layers of a model share it."""
+    query_starts, key_starts = ([0, *accumulate(sizes)] for sizes in (query_sizes, key_sizes))
+    members: dict[tuple[int, int], list[int]] = {}
+    for row, (n, m) in enumerate(zip(query_sizes, key_sizes, strict=True)):
+        if n and m:
+            members.setdefault((ceil(n / step) * step, ceil(m / step) * step), []).append(row)
+
+    none = torch.empty(0, dtype=torch.int64)
+    query_slots, key_slots, key_mask = [none], [none], [none.bool()]
+    output_slots = torch.zeros(query_starts[-1], dtype=torch.int64)
+    filled = 1
+    for (queries, keys), rows in members.items():
+        backwards, forwards = torch.arange(queries - 1, -1, -1), torch.arange(keys)
+        for row in rows:
+            start, n, m = query_starts[row], query_sizes[row], key_sizes[row]
+            query_slots.append(start + backwards.clamp(max=n - 1))
+            key_slots.append(key_starts[row] + forwards.clamp(max=m - 1))
+            key_mask.append(forwards < m)
+            output_slots[start : start + n] = filled + backwards[:n]
+            filled += queries
+    return _Layout(
+        groups=[_Group(len(rows), *slots) for slots, rows in members.items()],
+        padded=step > 1,
+        query_slots=torch.cat(query_slots).to(device),
+        key_slots=torch.cat(key_slots).to(device),
+        key_mask=torch.cat(key_mask).to(device),
+        output_slots=output_slots.to(device),
+    )
