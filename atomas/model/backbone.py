@@ -1,25 +1,30 @@
 """The T5 backbone on ragged batches (method section 1).
 
-Rows of like length are padded and run together, then gathered back: no caller ever sees padding, and cost
-follows the real tokens.
+Encoder and decoder run over the flat tokens of a batch, and only attention knows where a sequence ends: nothing
+is padded, and cost follows the tokens. The layers are those of transformers, for its checkpoints and its
+generation.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from atomas.config import ModelConfig
-from atomas.data.batching import RaggedTokens, length_buckets, split_groups
+from atomas.data.batching import RaggedTokens, split_groups
 from atomas.distributed.gather import gather_sizes
 from atomas.errors import AtomasError
 from atomas.model.layers import full_precision
-from atomas.model.ragged import PaddedRows, flatten
-from atomas_kernels import lm_cross_entropy
+from atomas.model.ragged import positions
+from atomas_kernels import distance_buckets, lm_cross_entropy, packed_attention
 
 UNKNOWN_ID = 2
 VOCABULARY_LAYERS = ("shared", "embed_tokens", "lm_head")
+
+_LARGEST_HALF = torch.finfo(torch.float16).max - 1000
+"""Bound of float16 states between layers, with room for a sum."""
 
 
 class Backbone(nn.Module):
@@ -28,17 +33,14 @@ class Backbone(nn.Module):
     def __init__(self, t5: Any, *, token_budget: int, activation_checkpointing: bool = False) -> None:
         """Take over `t5`, a T5ForConditionalGeneration or T5EncoderModel.
 
-        `token_budget` bounds the padded tokens of one pass of encoder or decoder.
+        `token_budget` bounds the tokens of one pass of encoder or decoder, unless one sequence is longer.
         """
         super().__init__()
         if hasattr(t5, "lm_head"):
             t5.lm_head = LanguageModelHead.around(t5.lm_head)
-        if activation_checkpointing:
-            # transformers renames it in the course of version 5
-            enable = getattr(t5, "activation_checkpointing_enable", t5.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
         self.t5 = t5
         self.token_budget = token_budget
+        self.activation_checkpointing = activation_checkpointing
         self.in_step = False
         """Run equally many passes on every rank: ZeRO stage 3 gathers weights in each of them, collectively."""
 
@@ -49,12 +51,9 @@ class Backbone(nn.Module):
 
     def encode(self, tokens: RaggedTokens) -> Tensor:
         """Encoder states [T, D] of B sequences, in the order of `tokens`."""
-        blocks = [PaddedRows.of(tokens.lengths, rows) for rows in self._passes(tokens.lengths)]
-        states = [
-            self.t5.encoder(input_ids=block.pad(tokens.ids), attention_mask=block.mask).last_hidden_state
-            for block in blocks
-        ]
-        return flatten(blocks, states)
+        passes = self._passes(tokens.lengths)
+        states = [self._run(self.t5.encoder, *part) for part in _parts(tokens.ids, tokens.lengths, passes)]
+        return torch.cat(states)
 
     def decode(self, states: Tensor, lengths: Tensor, targets: RaggedTokens) -> Tensor:
         """Decoder outputs [T_target, D], teacher-forced: the one of a token has read the target before it.
@@ -64,20 +63,13 @@ class Backbone(nn.Module):
             lengths: [B] int64, sum T.
             targets: B sequences to be written.
         """
-        pairs = self._passes(lengths + targets.lengths)
-        sources = [PaddedRows.of(lengths, rows) for rows in pairs]
-        written = [PaddedRows.of(targets.lengths, rows) for rows in pairs]
+        passes = self._passes(lengths + targets.lengths)
+        written = _parts(self._shift_right(targets), targets.lengths, passes)
+        read = _parts(states, lengths, passes)
         hidden = [
-            self.t5.decoder(
-                # Padding follows the tokens of a row, so causality alone keeps it from being read.
-                input_ids=self._shift_right(write.pad(targets.ids)),
-                encoder_hidden_states=source.pad(states),
-                encoder_attention_mask=source.mask,
-                use_cache=False,
-            ).last_hidden_state
-            for source, write in zip(sources, written, strict=True)
+            self._run(self.t5.decoder, *target, *source) for target, source in zip(written, read, strict=True)
         ]
-        outputs = flatten(written, hidden)
+        outputs = torch.cat(hidden)
         # T5 v1.0 shares the embedding with the output layer and scales before it; v1.1 does neither.
         return outputs * self.width**-0.5 if self.t5.config.scale_decoder_outputs else outputs
 
@@ -86,19 +78,119 @@ class Backbone(nn.Module):
         loss: Tensor = self.t5.lm_head(self.decode(states, lengths, targets), targets.ids)
         return loss
 
-    def _passes(self, lengths: Tensor) -> list[Tensor]:
-        """Rows of each pass, of like length."""
-        groups = length_buckets(lengths, self.token_budget)
+    def _passes(self, lengths: Tensor) -> list[int]:
+        """Number of consecutive sequences in each pass."""
+        counts: list[int] = []
+        room = 0
+        for length in lengths.tolist():
+            if not counts or length > room:
+                counts.append(0)
+                room = self.token_budget
+            counts[-1] += 1
+            room -= length
         if self.in_step:
-            groups = split_groups(groups, max(gather_sizes(len(groups), lengths.device)))
-        return groups
+            rows = torch.arange(len(lengths)).split(counts)
+            counts = [len(part) for part in split_groups(rows, max(gather_sizes(len(rows), lengths.device)))]
+        return counts
 
-    def _shift_right(self, ids: Tensor) -> Tensor:
+    def _run(
+        self,
+        stack: Any,
+        ids: Tensor,
+        lengths: Tensor,
+        states: Tensor | None = None,
+        state_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """States [T, D] of the last layer of encoder or decoder; the decoder reads `states`."""
+        # By modules alone, because ZeRO stage 3 holds a weight together only while its own module runs.
+        bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias(_distance_buckets(stack, ids.device)).T
+        hidden = stack.dropout(stack.embed_tokens(ids))
+        for block in stack.block:
+            arguments = (block, hidden, lengths, bias, states, state_lengths)
+            if self.activation_checkpointing and self.training:
+                hidden = checkpoint(_block, *arguments, use_reentrant=False)
+            else:
+                hidden = _block(*arguments)
+        last: Tensor = stack.dropout(stack.final_layer_norm(hidden))
+        return last
+
+    def _shift_right(self, targets: RaggedTokens) -> Tensor:
         config = self.t5.config
         start = getattr(config, "decoder_start_token_id", None)
-        shifted = ids.roll(1, dims=1)
-        shifted[:, 0] = config.pad_token_id if start is None else start
-        return shifted
+        first = positions(targets.lengths) == 0
+        return targets.ids.roll(1).masked_fill(first, config.pad_token_id if start is None else start)
+
+
+def _parts(flat: Tensor, lengths: Tensor, passes: list[int]) -> list[tuple[Tensor, Tensor]]:
+    """The tokens of each pass, and their lengths on the CPU: every layer needs them there."""
+    parts = lengths.cpu().split(passes)
+    return list(zip(flat.split([int(part.sum()) for part in parts]), parts, strict=True))
+
+
+def _distance_buckets(stack: Any, device: torch.device) -> Tensor:
+    return distance_buckets(
+        buckets=stack.config.relative_attention_num_buckets,
+        max_distance=stack.config.relative_attention_max_distance,
+        bidirectional=not stack.is_decoder,
+        device=device,
+    )
+
+
+def _block(
+    block: Any,
+    hidden: Tensor,
+    lengths: Tensor,
+    bias: Tensor,
+    states: Tensor | None,
+    state_lengths: Tensor | None,
+) -> Tensor:
+    """One layer: hidden [T, D] reads itself with the bias of the distance, and in the decoder `states`."""
+    layer, feed_forward = block.layer[0], block.layer[-1]
+    normed = layer.layer_norm(hidden)
+    attended = _attend(layer.SelfAttention, normed, lengths, normed, lengths, bias, causal=block.is_decoder)
+    hidden = _finite(hidden + layer.dropout(attended))
+    if states is not None:
+        layer = block.layer[1]
+        attended = _attend(
+            layer.EncDecAttention,
+            layer.layer_norm(hidden),
+            lengths,
+            states,
+            state_lengths,
+            None,
+            causal=False,
+        )
+        hidden = _finite(hidden + layer.dropout(attended))
+    return _finite(feed_forward(hidden))
+
+
+def _attend(
+    attention: Any,
+    readers: Tensor,
+    reader_lengths: Tensor,
+    read: Tensor,
+    read_lengths: Tensor | None,
+    bias: Tensor | None,
+    *,
+    causal: bool,
+) -> Tensor:
+    """[T, D] readers and the [T', D] that they read -> [T, D]."""
+    inputs = ((attention.q, readers), (attention.k, read), (attention.v, read))
+    attended = packed_attention(
+        *(project(x).unflatten(1, (attention.n_heads, -1)) for project, x in inputs),
+        reader_lengths,
+        read_lengths,
+        distance_bias=bias,
+        causal=causal,
+        dropout=attention.dropout if attention.training else 0.0,
+    )
+    output: Tensor = attention.o(attended.flatten(1))
+    return output
+
+
+def _finite(hidden: Tensor) -> Tensor:
+    """Large T5 models leave the range of float16."""
+    return hidden.clamp(-_LARGEST_HALF, _LARGEST_HALF) if hidden.dtype == torch.float16 else hidden
 
 
 class LanguageModelHead(nn.Linear):

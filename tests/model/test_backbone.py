@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from transformers import BertConfig, T5Config, T5ForConditionalGeneration
 
 from atomas.config import ModelConfig
+from atomas.data.batching import RaggedTokens
 from atomas.errors import AtomasError
 from atomas.model.backbone import Backbone, build_t5, t5_from_config
 
@@ -65,16 +66,62 @@ def test_logits_for_generation_stay(make_tokens: Any) -> None:
 
 def test_activation_checkpointing_changes_no_gradient(make_tokens: Any) -> None:
     source, target = make_tokens(TEXT), make_tokens(TARGET, seed=1)
-    gradients = []
+    gradients, runs = [], []
     for recompute in (False, True):
         torch.manual_seed(0)
-        t5 = build_t5(_model_config(), 40, decoder=True)
+        t5 = build_t5(_model_config(dropout_rate=0.1), 40, decoder=True)
         backbone = Backbone(t5, token_budget=64, activation_checkpointing=recompute).train()
-        assert t5.encoder.block[0].gradient_checkpointing == recompute
+        layers = [stack.block[1].layer[-1] for stack in (t5.encoder, t5.decoder)]
+        runs.append(_count_runs(layers))
         backbone.language_model_loss(backbone.encode(source), source.lengths, target).backward()
         gradients.append([parameter.grad for parameter in backbone.parameters()])
+    assert [len(calls) for calls in runs] == [2, 4]
     for plain, recomputed in zip(*gradients, strict=True):
         assert_close(recomputed, plain)
+
+
+def test_ranks_run_equally_many_passes(make_tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    t5 = build_t5(_model_config(), 40, decoder=True).eval()
+    backbone = Backbone(t5, token_budget=sum(TEXT + TARGET))
+    source, target = make_tokens(TEXT), make_tokens(TARGET, seed=1)
+    encoder_runs, decoder_runs = (_count_runs([x.final_layer_norm]) for x in (t5.encoder, t5.decoder))
+    loss = backbone.language_model_loss(backbone.encode(source), source.lengths, target)
+    assert (len(encoder_runs), len(decoder_runs)) == (1, 1)
+
+    backbone.in_step = True
+    monkeypatch.setattr("atomas.model.backbone.gather_sizes", lambda count, device: [count, 4])
+    split = backbone.language_model_loss(backbone.encode(source), source.lengths, target)
+    assert (len(encoder_runs), len(decoder_runs)) == (1 + 4, 1 + 4)
+    assert_close(split, loss)
+
+
+def test_a_sequence_does_not_depend_on_the_batch_around_it(make_tokens: Any) -> None:
+    backbone = Backbone(build_t5(_model_config(), 40, decoder=False).eval(), token_budget=64)
+    tokens = make_tokens(TEXT)
+    together = backbone.encode(tokens).split(TEXT)
+    order = [3, 0, 4, 2, 1]
+    moved = RaggedTokens.from_lists([tokens.ids.split(TEXT)[row].tolist() for row in order])
+    for row, states in zip(order, backbone.encode(moved).split([TEXT[row] for row in order]), strict=True):
+        assert_close(states, together[row])
+
+
+def test_attention_weights_are_dropped(make_tokens: Any) -> None:
+    backbone = Backbone(build_t5(_model_config(), 40, decoder=False), token_budget=64).train()
+    tokens = make_tokens(TEXT)
+    assert torch.equal(backbone.encode(tokens), backbone.encode(tokens))
+    for block in backbone.t5.encoder.block:
+        block.layer[0].SelfAttention.dropout = 0.5
+    assert not torch.equal(backbone.encode(tokens), backbone.encode(tokens))
+    backbone.eval()
+    assert torch.equal(backbone.encode(tokens), backbone.encode(tokens))
+
+
+def _count_runs(modules: list[Any]) -> list[None]:
+    """Grows by one with every run of one of the modules."""
+    runs: list[None] = []
+    for module in modules:
+        module.register_forward_pre_hook(lambda *_: runs.append(None))
+    return runs
 
 
 @pytest.mark.parametrize("decoder", [True, False])
