@@ -12,10 +12,14 @@ LOG_INTERVAL_S = 10.0
 class Progress:
     """Count `total` units (None: unknown) on stderr.
 
-    `unit` is the plural printed ("rows"); with `unit="B"` the counts are bytes and scaled.
+    `unit` is the plural printed ("rows"); with `unit="B"` the counts are bytes and scaled. `hidden` shows nothing:
+    for all ranks but one.
     """
 
-    def __init__(self, label: str, total: int | None, *, unit: str, initial: int = 0) -> None:
+    def __init__(
+        self, label: str, total: int | None, *, unit: str, initial: int = 0, hidden: bool = False
+    ) -> None:
+        self._hidden = hidden
         self._label = label
         self._total = total
         self._unit = unit
@@ -27,7 +31,7 @@ class Progress:
             initial=initial,
             unit=unit if unit == "B" else f" {unit}",
             unit_scale=unit == "B",
-            disable=not sys.stderr.isatty(),
+            disable=hidden or not sys.stderr.isatty(),
             leave=False,
         )
 
@@ -44,7 +48,7 @@ class Progress:
         self._count += count
         self._bar.update(count)
         now = time.monotonic()
-        if self._bar.disable and now - self._logged >= LOG_INTERVAL_S:
+        if self._bar.disable and not self._hidden and now - self._logged >= LOG_INTERVAL_S:
             self._logged = now
             of = f" of {self._total:,}" if self._total else ""
             print(

@@ -109,7 +109,7 @@ class Writer:
         self._device = device
         self._settings = settings
         self._config = settings.for_transformers(self._backbone.t5.config, tokenizer.vocab_size)
-        self._synchronized = synchronized
+        self.synchronized = synchronized
         self._backbone.in_step = synchronized
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class Writer:
             encoder_outputs=BaseModelOutput(last_hidden_state=rows.pad(states)),
             attention_mask=rows.mask,
             generation_config=self._config,
-            synced_gpus=self._synchronized,
+            synced_gpus=self.synchronized,
         )
         outputs = [self._tokenizer.decode(self._until_end(ids)) for ids in written.tolist()]
         count = self._settings.num_return_sequences

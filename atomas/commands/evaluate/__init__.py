@@ -4,12 +4,7 @@ import argparse
 import importlib
 from typing import Any
 
-TASKS = (
-    "retrieval",
-    "predictions",
-    "merge",
-    "grounding",
-)
+TASKS = ("retrieval", "generation", "predictions", "merge", "grounding")
 
 
 def register(subparsers: Any) -> None:
