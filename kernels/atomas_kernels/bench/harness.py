@@ -1,151 +1,399 @@
-"""Timing, parity and provenance of one benchmark row."""
+"""Parity, time and memory of all providers of one operator on one case."""
 
+import math
+import multiprocessing
 import os
-import platform
-import subprocess
+import signal
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_TOLERANCE = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (3e-2, 0.3)}
+from atomas_kernels import registry
+from atomas_kernels.bench import memory
+from atomas_kernels.bench.operators import Case, Operator, Prepared, Provider
+
+MODES = ("fwd", "bwd", "full")
+"""`fwd` keeps nothing for a backward pass. `full` is a forward and a backward pass; `bwd` is the second part of
+the same run."""
+
+_TOLERANCE = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 1e-4)}
+_HALF_TOLERANCE = (3e-2, 0.3)
 """Largest relative deviation (in norm) of result and gradient from float64. Similarities rounded to bfloat16
 tie, and another token of nearly the same similarity then takes the gradient."""
 
+_CHILD_SECONDS = 120
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One ragged problem."""
+WRONG = "wrong"
+"""First word of the reason of a provider whose numbers are not those of float64."""
 
-    text_lengths: Tensor
-    smiles_lengths: Tensor
-    width: int
-    dtype: torch.dtype
-    seed: int
-    exact: bool = False
-    """Computed in float64, from values rounded to `dtype`: what the other results are judged by."""
-
-    def leaf(self, values: Tensor) -> Tensor:
-        """A float32 tensor as an input of this case."""
-        rounded = values.to(self.dtype)
-        return (rounded.double() if self.exact else rounded).requires_grad_()
-
-    def full(self) -> "Case":
-        """A small problem of equal lengths, where the published form means the same as the masked one."""
-        return replace(self, text_lengths=torch.full((3,), 24), smiles_lengths=torch.full((3,), 16))
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provider:
-    """One way to compute an operator."""
+class Plan:
+    """How to measure."""
 
-    build: Callable[[Case], tuple[Callable[[], Tensor], list[Tensor]]]
-    """Prepares a case outside of the timing: returns the forward pass and the leaves of its gradient."""
-    ragged: bool = True
-    """Whether it means the masked semantics on ragged input; the published form does not."""
+    modes: Sequence[str] = ("fwd", "full")
+    repeats: int = 7
+    """Timed runs of each provider."""
+    seconds: float = 10.0
+    """After this time a provider is not repeated again. One run that takes longer is measured cold."""
+    memory_limit: int = 8 * memory.GIB
+    """Bytes that a provider may allocate."""
 
 
-def measure(module: ModuleType, name: str, case: Case, *, repeats: int) -> dict[str, Any]:
-    """Row of one provider: parity first, then the times of forward and forward + backward."""
-    providers: Mapping[str, Provider] = module.PROVIDERS
-    row: dict[str, Any] = {
-        "provider": name,
-        "semantics": "masked" if name in providers and providers[name].ragged else "published",
-        "shape": {"batch": len(case.text_lengths), "width": case.width},
-        "lengths": {"text": int(case.text_lengths.sum()), "smiles": int(case.smiles_lengths.sum())},
-        "dtype": str(case.dtype).removeprefix("torch."),
-    }
-    if name not in providers:
-        return row | {"status": "unavailable", "reason": "this operator has no such provider"}
-    provider = providers[name]
-    cases = [case, case.full()] if provider.ragged else [case.full()]
+class Unavailable(Exception):  # noqa: N818 - it is an answer, not an error
+    """A provider cannot run here; the message says why."""
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """One provider and kind of run (`fwd`, or `full`, which gives `bwd` too), between warm-up and row."""
+
+    name: str
+    provider: Provider
+    prepared: Prepared
+    kind: str
+    device: torch.device
+    upstream: Tensor | None = None
+    peak: int | None = None
+    samples: list[list[float]] = field(default_factory=list)
+    """Milliseconds of the parts of each run: [forward] or [forward, backward]."""
+
+    def sample(self) -> list[float]:
+        with _backend(self.provider.backend), _Stopwatch(self.device) as watch:
+            if self.kind == "fwd":
+                with torch.no_grad():
+                    self.prepared.forward()
+                watch.mark()
+            else:
+                output = self.prepared.forward()
+                if self.upstream is None:
+                    self.upstream = _upstream(_joined(output))
+                watch.mark()
+                torch.autograd.grad(output, self.prepared.leaves, self.upstream)
+                watch.mark()
+        return watch.milliseconds()
+
+    def warm_up(self, seconds: float) -> None:
+        """One run to load and compile, one for its memory; a long run is both, and already a sample."""
+        with memory.peak(self.device) as first:
+            times = self.sample()
+        if sum(times) > 1e3 * seconds and not self.provider.compiled:
+            self.samples, self.peak = [times], first.bytes
+            return
+        with memory.peak(self.device) as second:
+            self.sample()
+        self.peak = second.bytes
+
+    def times(self, mode: str) -> list[float]:
+        return [sum(parts) if mode == "full" else parts[-1] for parts in self.samples]
+
+
+def measure(operator: Operator, providers: Sequence[str], case: Case, plan: Plan) -> Iterator[Row]:
+    """Rows of one case, as they become known: first of what cannot run, then of what was timed.
+
+    The timed providers take turns, so that what else the machine does hits all alike.
+    """
+    modes = modes_of(operator, plan.modes)
+    oracle = _Oracle(operator, case)
+    jobs: list[_Job] = []
+    errors: dict[str, tuple[float, float | None]] = {}
+    with memory.limited(plan.memory_limit, case.device):
+        for name in providers:
+            ready: list[_Job] = []
+            try:
+                provider = _available(operator, name, case)
+                errors[name] = _tried(oracle, provider, case) if provider.crashes else oracle.errors(provider)
+                oracle.judge(*errors[name])
+                prepared = _build(provider, case)
+                kinds = ["full" if mode == "bwd" else mode for mode in modes]
+                for kind in dict.fromkeys(kinds):
+                    if kind == "full" and not prepared.leaves:
+                        raise Unavailable("it has no backward pass")
+                    _refuse_if_too_large(provider, case, kind, plan)
+                    job = _Job(name=name, provider=provider, prepared=prepared, kind=kind, device=case.device)
+                    job.warm_up(plan.seconds)
+                    ready.append(job)
+            except Exception as failure:  # a peer may fail in any way; the others are still measured
+                status, reason = _outcome(failure)
+                done = {mode for job in ready for mode in modes if mode in _modes(job.kind)}
+                for mode in modes:
+                    if mode not in done:
+                        yield _row(operator, name, case, mode) | {
+                            "error": errors.get(name, (None,))[0],
+                            "status": status,
+                            "reason": reason,
+                        }
+            jobs += ready
+        _take_turns(jobs, plan)
+    for job in jobs:
+        for mode in modes:
+            if mode in _modes(job.kind):
+                yield _row(operator, job.name, case, mode) | _result(
+                    operator, case, job, mode, errors[job.name]
+                )
+
+
+def modes_of(operator: Operator, wanted: Sequence[str]) -> list[str]:
+    """The modes that an operator has of those that are wanted; without a gradient that is `fwd`."""
+    return [mode for mode in MODES if mode in wanted] if operator.differentiable else ["fwd"]
+
+
+def _take_turns(jobs: list[_Job], plan: Plan) -> None:
+    for _ in range(plan.repeats):
+        for job in jobs:
+            if sum(map(sum, job.samples)) < 1e3 * plan.seconds:
+                job.samples.append(job.sample())
+
+
+def _modes(kind: str) -> tuple[str, ...]:
+    return ("bwd", "full") if kind == "full" else ("fwd",)
+
+
+def _outcome(failure: Exception) -> tuple[str, str]:
+    """Status and reason of a provider that gave no time."""
+    if isinstance(failure, _TooLarge) or memory.ran_out(failure):
+        return "oom", _first_line(failure)
+    if isinstance(failure, Unavailable):
+        return "unavailable", str(failure)
+    return "unavailable", f"{type(failure).__name__}: {_first_line(failure)}"
+
+
+def _first_line(failure: Exception) -> str:
+    lines = str(failure).strip().splitlines()
+    return lines[0] if lines else "no message"
+
+
+def _available(operator: Operator, name: str, case: Case) -> Provider:
+    """The provider, or Unavailable."""
+    if name not in operator.providers:
+        raise Unavailable("this operator has no such provider")
+    provider = operator.providers[name]
+    if provider.device is not None and provider.device != case.device.type:
+        raise Unavailable(f"it runs on {provider.device} only")
+    if provider.backend is not None:
+        with _backend(provider.backend):
+            for op in operator.names:
+                try:
+                    found = registry.active_backend(op, case.device, case.dtype)
+                except RuntimeError as error:
+                    raise Unavailable(str(error)) from error
+                if found != provider.backend:
+                    raise Unavailable(f"{op} has no {provider.backend} implementation")
+    return provider
+
+
+def _build(provider: Provider, case: Case) -> Prepared:
     try:
-        deviations = [_deviation(module, provider, part) for part in cases]
-        errors = [max(kind) for kind in zip(*deviations, strict=True)]
-        if any(error > limit for error, limit in zip(errors, _TOLERANCE[case.dtype], strict=True)):
-            raise AssertionError(f"{name}: result and gradient deviate from float64 by {errors}")
-        forward, leaves = provider.build(case)
-        times = {
-            "fwd": _times(_forward_only(forward), repeats),
-            "full": _times(_full(forward, leaves), repeats),
-        }
-    except (ImportError, MemoryError, RuntimeError) as failure:
-        return row | {"status": "unavailable", "reason": str(failure).splitlines()[0]}
-    return row | {"ms": times, "error": errors[0], "gradient_error": errors[1], "status": "ok"}
+        return provider.build(case)
+    except ImportError as error:
+        raise Unavailable(f"{provider.package or 'it'} cannot be imported: {_first_line(error)}") from error
 
 
-def _deviation(module: ModuleType, provider: Provider, case: Case) -> tuple[float, float]:
-    """Relative deviation of the result, and the largest of the gradients'."""
-    exact, exact_leaves = module.PROVIDERS["reference"].build(replace(case, exact=True))
-    forward, leaves = provider.build(case)
-    pairs = zip(_results(forward, leaves), _results(exact, exact_leaves), strict=True)
-    first, *gradients = (((got.double() - wanted).norm() / wanted.norm()).item() for got, wanted in pairs)
-    return first, max(gradients)
+def _tried(oracle: "_Oracle", provider: Provider, case: Case) -> tuple[float, float | None]:
+    """Errors as a child process finds them, which then runs the whole case too; Unavailable where it dies."""
+    oracle.prepare(provider)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def run() -> None:
+        try:
+            sender.send(oracle.errors(provider))
+            _build(provider, case).forward()
+        except Exception as failure:
+            sender.send(failure)
+        sender.close()
+        os._exit(0)  # without the farewell of its libraries
+
+    child = context.Process(target=run, daemon=True)
+    child.start()
+    sender.close()
+    child.join(_CHILD_SECONDS)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+        raise Unavailable(f"no answer after {_CHILD_SECONDS} seconds")
+    if child.exitcode:
+        raise Unavailable(f"it crashed: {signal.Signals(-child.exitcode).name}")
+    answer: tuple[float, float | None] | Exception = receiver.recv()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-def _results(forward: Callable[[], Tensor], leaves: list[Tensor]) -> list[Tensor]:
-    output = forward()
-    return [output.detach(), *torch.autograd.grad((output * _upstream(output)).sum(), leaves)]
+class _TooLarge(Exception):  # noqa: N818
+    """A provider would not fit into the memory."""
+
+
+def _refuse_if_too_large(provider: Provider, case: Case, kind: str, plan: Plan) -> None:
+    if provider.needs is None or case.device.type == "cuda":
+        return
+    needed = provider.needs(case, kind)
+    if needed > plan.memory_limit:
+        raise _TooLarge(
+            f"needs about {needed / memory.GIB:.1f} GiB, the limit is {plan.memory_limit / memory.GIB:.1f} GiB"
+        )
+
+
+class _Oracle:
+    """Results in float64 of small parts of a case, computed once for all providers."""
+
+    def __init__(self, operator: Operator, case: Case) -> None:
+        self._operator, self._limit = operator, _TOLERANCE.get(case.dtype, _HALF_TOLERANCE)
+        self._cases = {"ragged": case.few(), "equal": case.equal()}
+        self._known: dict[tuple[str, str], list[Tensor]] = {}
+
+    def errors(self, provider: Provider) -> tuple[float, float | None]:
+        """Relative deviations of result and gradient from float64; None without gradient."""
+        results, gradients = [], []
+        for part in self._parts(provider):
+            prepared = _build(provider, self._cases[part])
+            with _backend(provider.backend):
+                first, *others = _results(prepared)
+            wanted, *wanted_gradients = self._wanted(part, provider.semantics)
+            results.append(_deviation(first, wanted))
+            gradients += [_deviation(*pair) for pair in zip(others, wanted_gradients, strict=bool(others))]
+        return max(results), max(gradients) if gradients else None
+
+    def judge(self, *errors: float | None) -> None:
+        """Unavailable where a deviation is above its limit."""
+        for kind, error, limit in zip(("result", "gradient"), errors, self._limit, strict=True):
+            if error is not None and error > limit:
+                raise Unavailable(f"{WRONG} {kind}: deviates from float64 by {error:.1e} (limit {limit:g})")
+
+    def prepare(self, provider: Provider) -> None:
+        """Compute what `errors` compares with."""
+        for part in self._parts(provider):
+            self._wanted(part, provider.semantics)
+
+    def _parts(self, provider: Provider) -> list[str]:
+        return ["equal"] if provider.semantics == "published" else ["ragged", "equal"]
+
+    def _wanted(self, part: str, semantics: str) -> list[Tensor]:
+        if (part, semantics) not in self._known:
+            exact = replace(self._cases[part], exact=True)
+            self._known[part, semantics] = _results(self._operator.exact(exact, semantics))
+        return self._known[part, semantics]
+
+
+def _results(prepared: Prepared) -> list[Tensor]:
+    """Result, then gradients."""
+    output = _joined(prepared.forward())
+    if not prepared.leaves:
+        return [output.detach()]
+    return [output.detach(), *torch.autograd.grad(output, prepared.leaves, _upstream(output))]
+
+
+def _deviation(got: Tensor, wanted: Tensor) -> float:
+    """|got - wanted| / |wanted|; infinite for what is not a number."""
+    error = ((got.double() - wanted).norm() / wanted.norm().clamp(min=1e-300)).item()
+    return error if math.isfinite(error) else math.inf
+
+
+def _joined(output: Tensor | list[Tensor]) -> Tensor:
+    return output if isinstance(output, Tensor) else torch.cat([part.flatten() for part in output])
 
 
 def _upstream(output: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+    return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
 
 
-def _forward_only(forward: Callable[[], Tensor]) -> Callable[[], object]:
-    return torch.no_grad()(forward)
-
-
-def _full(forward: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], object]:
-    upstream = _upstream(forward())
-    return lambda: torch.autograd.grad(forward(), leaves, upstream)
-
-
-def _times(run: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Milliseconds at the 20th, 50th and 80th percentile, after one warm-up."""
-    run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    quantiles = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double())
-    return {key: round(1e3 * q.item(), 3) for key, q in zip(("p20", "p50", "p80"), quantiles, strict=True)}
-
-
-def environment() -> dict[str, Any]:
-    """Machine, versions and commit that a report was made with."""
-    from atomas_kernels.registry import active_backend
-
+def _row(operator: Operator, name: str, case: Case, mode: str) -> Row:
+    provider = operator.providers.get(name)
+    lengths = {}
+    if len(case.text_lengths):
+        lengths = {
+            "text": int(case.text_lengths.sum()),
+            "smiles": int(case.smiles_lengths.sum()),
+            "longest_text": int(case.text_lengths.max()),
+            "longest_smiles": int(case.smiles_lengths.max()),
+        }
     return {
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "load": round(os.getloadavg()[0], 2),
-            "backend": active_backend("token_interaction"),
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "provider": name,
+        "semantics": provider.semantics if provider else None,
+        "backend": provider.backend if provider else None,
+        "mode": mode,
+        "shape": dict(case.shape),
+        "lengths": lengths,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "ms": None,
+        "peak_mb": None,
+        "tflops": None,
+        "error": None,
     }
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0].partition(":")[2].strip() if names else platform.processor()
+def _result(
+    operator: Operator, case: Case, job: _Job, mode: str, errors: tuple[float, float | None]
+) -> dict[str, Any]:
+    """What was measured of one mode."""
+    times = torch.tensor(job.times(mode), dtype=torch.float64)
+    quantiles = times.quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
+    milliseconds = dict(zip(("p20", "p50", "p80"), (round(q, 4) for q in quantiles), strict=True))
+    tflops = None
+    if operator.flops is not None:
+        forward, backward = operator.flops(case)
+        work = {"fwd": forward, "bwd": backward, "full": forward + backward}[mode]
+        tflops = round(work / quantiles[1] / 1e9, 6)
+    return {
+        "ms": milliseconds,
+        "repeats": len(job.samples),
+        "peak_mb": None if job.peak is None else round(job.peak / 2**20, 2),
+        "tflops": tflops,
+        "error": errors[0],
+        "gradient_error": errors[1],
+        "status": "ok",
+        "reason": None,
+    }
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+@contextmanager
+def _backend(name: str | None) -> Iterator[None]:
+    """Our operators run on this backend inside the block."""
+    before = registry._chosen
+    if name is not None:
+        registry.set_backend(name)
+    try:
+        yield
+    finally:
+        registry.set_backend(before)
+
+
+class _Stopwatch:
+    """Times between marks, on the device's own clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[Any] = []
+
+    def __enter__(self) -> "_Stopwatch":
+        if self._cuda:
+            torch.cuda.synchronize()
+        self.mark()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+
+    def mark(self) -> None:
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def milliseconds(self) -> list[float]:
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self._cuda:
+            return [start.elapsed_time(end) for start, end in pairs]
+        return [1e3 * (end - start) for start, end in pairs]

@@ -1,5 +1,9 @@
-"""Providers of the weighted token interaction, with the gradient of tokens and weights."""
+"""Providers of the weighted token interaction, with the gradient of tokens and weights.
 
+Other packages have one direction without weights: they are run twice, and compared with the unweighted sums.
+"""
+
+import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atomas_kernels.bench.harness import Case, Provider
+import atomas_kernels
+from atomas_kernels.bench.lengths import published_length
+from atomas_kernels.bench.operators import Case, Operator, Prepared, Provider, compiled, grid
 from atomas_kernels.bench.padding import Padding
 from atomas_kernels.reference.interaction import token_interaction as reference
 from atomas_kernels.reference.segments import segment_softmax
@@ -22,28 +28,26 @@ class _Problem(NamedTuple):
     smiles_lengths: Tensor
 
 
-def _problem(case: Case) -> _Problem:
-    generator = torch.Generator().manual_seed(case.seed)
+def _problem(case: Case, semantics: str = "masked") -> _Problem:
+    generator = case.generator()
     lengths = (case.text_lengths, case.smiles_lengths)
-    tokens = [torch.randn(int(n.sum()), case.width, generator=generator) for n in lengths]
+    tokens = [torch.randn(int(n.sum()), case.shape["width"], generator=generator) for n in lengths]
     logits = [torch.randn(int(n.sum()), generator=generator) for n in lengths]
-    weights = [segment_softmax(x, n) for x, n in zip(logits, lengths, strict=True)]
-    text, smiles, w, v = (case.leaf(x) for x in (*tokens, *weights))
-    return _Problem(text, smiles, w, v, *lengths)
+    if semantics == "unweighted":
+        weights = [case.values(torch.ones(int(n.sum()))) for n in lengths]
+    else:
+        weights = [case.leaf(segment_softmax(x, n.cpu())) for x, n in zip(logits, lengths, strict=True)]
+    return _Problem(*(case.leaf(x) for x in tokens), *weights, *lengths)
 
 
-def _ragged(operator: Callable[..., Tensor]) -> Provider:
-    def build(case: Case) -> tuple[Callable[[], Tensor], list[Tensor]]:
-        problem = _problem(case)
-        return lambda: operator(*problem), list(problem[:4])
-
-    return Provider(build=build)
+def _exact(case: Case, semantics: str) -> Prepared:
+    problem = _problem(case, semantics)
+    return Prepared(lambda: reference(*problem), [x for x in problem[:4] if x.requires_grad])
 
 
-def _native(*arguments: Tensor) -> Tensor:
-    from atomas_kernels.native import token_interaction
-
-    return token_interaction(*arguments)
+def _ours(case: Case) -> Prepared:
+    problem = _problem(case)
+    return Prepared(lambda: atomas_kernels.token_interaction(*problem), list(problem[:4]))
 
 
 def eager_padded(
@@ -68,26 +72,139 @@ def eager_masked(
     return (torch.einsum("abt,at->ab", rows, w) + torch.einsum("abs,bs->ab", columns, v)) / 2
 
 
-def _padded(operator: Callable[..., Tensor], *, published: bool = False, compiled: bool = False) -> Provider:
-    def build(case: Case) -> tuple[Callable[[], Tensor], list[Tensor]]:
+def _pads(case: Case, *, published: bool) -> list[Padding]:
+    length = published_length(case.shape["level"]) if published else None
+    return [Padding.of(lengths, length=length) for lengths in (case.text_lengths, case.smiles_lengths)]
+
+
+def _padded(operator: Callable[..., Tensor], *, published: bool = False) -> Callable[[Case], Prepared]:
+    def build(case: Case) -> Prepared:
         problem = _problem(case)
-        pads = [Padding.of(lengths, published=published) for lengths in problem[4:]]
-        masks = [pad.mask.to(case.dtype) for pad in pads]
-        run = torch.compile(operator, dynamic=False) if compiled else operator
+        pads = _pads(case, published=published)
+        masks = [pad.mask.to(problem.text.dtype) for pad in pads]
 
         def forward() -> Tensor:
             padded = [pad(values) for values, pad in zip(problem[:4], pads * 2, strict=True)]
-            return run(*padded, *masks)
+            return operator(*padded, *masks)
 
-        return forward, list(problem[:4])
+        return Prepared(forward, list(problem[:4]))
 
-    return Provider(build=build, ragged=not published)
+    return build
 
 
-PROVIDERS = {
-    "eager_padded": _padded(eager_padded, published=True),
-    "eager_masked": _padded(eager_masked),
-    "compile_masked": _padded(eager_masked, compiled=True),
-    "reference": _ragged(reference),
-    "native": _ragged(_native),
-}
+def _needs(copies: dict[str, float], *, published: bool = False) -> Callable[[Case, str], float]:
+    """Bytes of so many tensors [A, Bc, N_t, N_s]; the copies were counted on a batch that fits."""
+
+    def needs(case: Case, kind: str) -> float:
+        text, smiles = (pad.mask.numel() for pad in _pads(case, published=published))
+        return copies[kind] * text * smiles * case.dtype.itemsize
+
+    return needs
+
+
+def _reference_needs(case: Case, kind: str) -> float:
+    similarities = int(case.text_lengths.sum()) * int(case.smiles_lengths.sum())
+    return 4 * similarities if kind == "full" else 0
+
+
+def _flash_maxsim(case: Case) -> Prepared:
+    score = importlib.import_module("flash_maxsim").flash_maxsim_batched_train
+
+    def operator(text: Tensor, smiles: Tensor, *_: Tensor) -> Tensor:
+        t, s = F.normalize(text, dim=-1), F.normalize(smiles, dim=-1)
+        forth = score(t, s, doc_lengths=case.smiles_lengths, query_lengths=case.text_lengths)
+        back = score(s, t, doc_lengths=case.text_lengths, query_lengths=case.smiles_lengths)
+        return (forth + back.T) / 2
+
+    return _unweighted(operator)(case)
+
+
+def _late_interaction_kernels(case: Case) -> Prepared:
+    score = importlib.import_module("late_interaction_kernels").maxsim
+
+    def operator(text: Tensor, smiles: Tensor, text_mask: Tensor, smiles_mask: Tensor) -> Tensor:
+        forth = score(text, smiles, text_mask, smiles_mask, normalize=True)
+        back = score(smiles, text, smiles_mask, text_mask, normalize=True)
+        return (forth + back.T) / 2
+
+    return _unweighted(operator)(case)
+
+
+def _unweighted(operator: Callable[..., Tensor]) -> Callable[[Case], Prepared]:
+    def build(case: Case) -> Prepared:
+        problem = _problem(case, "unweighted")
+        pads = _pads(case, published=False)
+
+        def forward() -> Tensor:
+            padded = [pad(values) for values, pad in zip(problem[:2], pads, strict=True)]
+            return operator(*padded, *(pad.mask for pad in pads)).float()
+
+        return Prepared(forward, list(problem[:2]))
+
+    return build
+
+
+def _maxsim_cpu(case: Case) -> Prepared:
+    """NumPy arrays of float32, one query at a time, no gradient."""
+    score = importlib.import_module("maxsim_cpu").maxsim_scores_variable
+    problem = _problem(case, "unweighted")
+    sides = [
+        [part.numpy() for part in F.normalize(tokens.detach().float(), dim=-1).split(lengths.tolist())]
+        for tokens, lengths in ((problem.text, case.text_lengths), (problem.smiles, case.smiles_lengths))
+    ]
+
+    def forward() -> Tensor:
+        forth, back = (
+            torch.stack([torch.from_numpy(score(query, documents)) for query in queries])
+            for queries, documents in (sides, sides[::-1])
+        )
+        return (forth + back.T) / 2
+
+    return Prepared(forward, [])
+
+
+def _flops(case: Case) -> tuple[float, float]:
+    """One product of all tokens; its gradient is two."""
+    tokens = float(case.text_lengths.sum()) * float(case.smiles_lengths.sum())
+    return 2 * tokens * case.shape["width"], 4 * tokens * case.shape["width"]
+
+
+_PADDED = {"fwd": 3.0, "full": 7.0}
+_MASKED = {"fwd": 3.0, "full": 7.0}
+
+OPERATOR = Operator(
+    names=("token_interaction",),
+    shapes={
+        "smoke": grid(batch=[4], width=[64], level=[1]),
+        "paper": grid(batch=[8, 32], width=[768], level=[0, 1, 2]),
+        "scale": grid(batch=[64, 256, 1024], width=[768], level=[0]),
+    },
+    providers={
+        "eager_padded": Provider(
+            build=_padded(eager_padded, published=True),
+            semantics="published",
+            needs=_needs(_PADDED, published=True),
+        ),
+        "eager_masked": Provider(build=_padded(eager_masked), needs=_needs(_MASKED)),
+        "compile_masked": Provider(
+            build=_padded(compiled(eager_masked)), compiled=True, needs=_needs(_MASKED)
+        ),
+        "reference": Provider(build=_ours, backend="reference", needs=_reference_needs),
+        "native": Provider(build=_ours, backend="native"),
+        "triton": Provider(build=_ours, backend="triton"),
+        "flash-maxsim": Provider(
+            build=_flash_maxsim, semantics="unweighted", package="flash-maxsim", device="cuda"
+        ),
+        "late-interaction-kernels": Provider(
+            build=_late_interaction_kernels,
+            semantics="unweighted",
+            package="late-interaction-kernels",
+            device="cuda",
+        ),
+        "maxsim-cpu": Provider(
+            build=_maxsim_cpu, semantics="unweighted", package="maxsim-cpu", device="cpu", crashes=True
+        ),
+    },
+    exact=_exact,
+    flops=_flops,
+)

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_PUBLISHED_LENGTH = 512
-
 
 @dataclass(frozen=True, kw_only=True)
 class Padding:
@@ -18,11 +16,11 @@ class Padding:
     """[T] int64, place of each token in the flattened batch."""
 
     @classmethod
-    def of(cls, lengths: Tensor, *, published: bool) -> "Padding":
-        """To the longest sequence, or (published form) to 512 unless all lengths are equal."""
-        ragged = lengths.unique().numel() > 1
-        length = _PUBLISHED_LENGTH if published and ragged else int(lengths.max())
-        mask = torch.arange(length) < lengths[:, None]
+    def of(cls, lengths: Tensor, *, length: int | None = None) -> "Padding":
+        """To `length` places, or to the longest sequence; to the longest, too, where all lengths are equal."""
+        if length is None or lengths.unique().numel() <= 1:
+            length = int(lengths.max())
+        mask = torch.arange(length, device=lengths.device) < lengths[:, None]
         return cls(mask=mask, index=mask.flatten().nonzero().squeeze(1))
 
     def __call__(self, values: Tensor) -> Tensor:
