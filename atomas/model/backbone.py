@@ -26,6 +26,9 @@ VOCABULARY_LAYERS = ("shared", "embed_tokens", "lm_head")
 _LARGEST_HALF = torch.finfo(torch.float16).max - 1000
 """Bound of float16 states between layers, with room for a sum."""
 
+_Flat = tuple[Tensor, Tensor]
+"""Flat values [T, ...] of some sequences, and the lengths [B] of these."""
+
 
 class Backbone(nn.Module):
     """One T5 encoder for both modalities, and its decoder where something is generated."""
@@ -52,7 +55,7 @@ class Backbone(nn.Module):
     def encode(self, tokens: RaggedTokens) -> Tensor:
         """Encoder states [T, D] of B sequences, in the order of `tokens`."""
         passes = self._passes(tokens.lengths)
-        states = [self._run(self.t5.encoder, *part) for part in _parts(tokens.ids, tokens.lengths, passes)]
+        states = [self._run(self.t5.encoder, part) for part in _parts(tokens.ids, tokens.lengths, passes)]
         return torch.cat(states)
 
     def decode(self, states: Tensor, lengths: Tensor, targets: RaggedTokens) -> Tensor:
@@ -67,7 +70,7 @@ class Backbone(nn.Module):
         written = _parts(self._shift_right(targets), targets.lengths, passes)
         read = _parts(states, lengths, passes)
         hidden = [
-            self._run(self.t5.decoder, *target, *source) for target, source in zip(written, read, strict=True)
+            self._run(self.t5.decoder, target, source) for target, source in zip(written, read, strict=True)
         ]
         outputs = torch.cat(hidden)
         # T5 v1.0 shares the embedding with the output layer and scales before it; v1.1 does neither.
@@ -93,20 +96,14 @@ class Backbone(nn.Module):
             counts = [len(part) for part in split_groups(rows, max(gather_sizes(len(rows), lengths.device)))]
         return counts
 
-    def _run(
-        self,
-        stack: Any,
-        ids: Tensor,
-        lengths: Tensor,
-        states: Tensor | None = None,
-        state_lengths: Tensor | None = None,
-    ) -> Tensor:
-        """States [T, D] of the last layer of encoder or decoder; the decoder reads `states`."""
+    def _run(self, stack: Any, part: _Flat, read: _Flat | None = None) -> Tensor:
+        """States [T, D] of the last layer of the encoder, or of the decoder, which reads the encoder's."""
+        ids, lengths = part
         # By modules alone, because ZeRO stage 3 holds a weight together only while its own module runs.
-        bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias(_distance_buckets(stack, ids.device)).T
+        bias = _distance_bias(stack, ids.device)
         hidden = stack.dropout(stack.embed_tokens(ids))
         for block in stack.block:
-            arguments = (block, hidden, lengths, bias, states, state_lengths)
+            arguments = (block, (hidden, lengths), bias, read)
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(_block, *arguments, use_reentrant=False)
             else:
@@ -121,68 +118,48 @@ class Backbone(nn.Module):
         return targets.ids.roll(1).masked_fill(first, config.pad_token_id if start is None else start)
 
 
-def _parts(flat: Tensor, lengths: Tensor, passes: list[int]) -> list[tuple[Tensor, Tensor]]:
+def _parts(flat: Tensor, lengths: Tensor, passes: list[int]) -> list[_Flat]:
     """The tokens of each pass, and their lengths on the CPU: every layer needs them there."""
     parts = lengths.cpu().split(passes)
     return list(zip(flat.split([int(part.sum()) for part in parts]), parts, strict=True))
 
 
-def _distance_buckets(stack: Any, device: torch.device) -> Tensor:
-    return distance_buckets(
+def _distance_bias(stack: Any, device: torch.device) -> Tensor:
+    """[H, distances], shared by all layers."""
+    buckets = distance_buckets(
         buckets=stack.config.relative_attention_num_buckets,
         max_distance=stack.config.relative_attention_max_distance,
         bidirectional=not stack.is_decoder,
         device=device,
     )
+    bias: Tensor = stack.block[0].layer[0].SelfAttention.relative_attention_bias(buckets).T
+    return bias
 
 
-def _block(
-    block: Any,
-    hidden: Tensor,
-    lengths: Tensor,
-    bias: Tensor,
-    states: Tensor | None,
-    state_lengths: Tensor | None,
-) -> Tensor:
-    """One layer: hidden [T, D] reads itself with the bias of the distance, and in the decoder `states`."""
-    layer, feed_forward = block.layer[0], block.layer[-1]
-    normed = layer.layer_norm(hidden)
-    attended = _attend(layer.SelfAttention, normed, lengths, normed, lengths, bias, causal=block.is_decoder)
+def _block(block: Any, part: _Flat, bias: Tensor, read: _Flat | None) -> Tensor:
+    """One layer, [T, D] -> [T, D]: tokens read their own sequence, in the decoder also the encoder's."""
+    hidden, lengths = part
+    layer = block.layer[0]
+    own = layer.layer_norm(hidden), lengths
+    attended = _attend(layer.SelfAttention, own, own, bias, causal=block.is_decoder)
     hidden = _finite(hidden + layer.dropout(attended))
-    if states is not None:
+    if read is not None:
         layer = block.layer[1]
-        attended = _attend(
-            layer.EncDecAttention,
-            layer.layer_norm(hidden),
-            lengths,
-            states,
-            state_lengths,
-            None,
-            causal=False,
-        )
+        attended = _attend(layer.EncDecAttention, (layer.layer_norm(hidden), lengths), read)
         hidden = _finite(hidden + layer.dropout(attended))
-    return _finite(feed_forward(hidden))
+    return _finite(block.layer[-1](hidden))
 
 
 def _attend(
-    attention: Any,
-    readers: Tensor,
-    reader_lengths: Tensor,
-    read: Tensor,
-    read_lengths: Tensor | None,
-    bias: Tensor | None,
-    *,
-    causal: bool,
+    attention: Any, reader: _Flat, read: _Flat, bias: Tensor | None = None, *, causal: bool = False
 ) -> Tensor:
-    """[T, D] readers and the [T', D] that they read -> [T, D]."""
-    inputs = ((attention.q, readers), (attention.k, read), (attention.v, read))
+    query, key, value = (
+        project(x).unflatten(1, (attention.n_heads, -1))
+        for project, x in ((attention.q, reader[0]), (attention.k, read[0]), (attention.v, read[0]))
+    )
+    dropout = attention.dropout if attention.training else 0.0
     attended = packed_attention(
-        *(project(x).unflatten(1, (attention.n_heads, -1)) for project, x in inputs),
-        reader_lengths,
-        read_lengths,
-        distance_bias=bias,
-        causal=causal,
-        dropout=attention.dropout if attention.training else 0.0,
+        query, key, value, reader[1], read[1], distance_bias=bias, causal=causal, dropout=dropout
     )
     output: Tensor = attention.o(attended.flatten(1))
     return output

@@ -192,9 +192,17 @@ def packed_attention(
     if checks.dims("query", query) == 4:
         rows = PaddedBatch("query", query, "query_lengths", query_lengths)
         others = PaddedBatch("key", key, "key_lengths", key_lengths)
-        packed = rows.pack("query", query), others.pack("key", key), others.pack("value", value)
-        options = {"distance_bias": distance_bias, "causal": causal, "dropout": dropout}
-        return rows.pad(packed_attention(*packed, query_lengths, key_lengths, **options))
+        attended = packed_attention(
+            rows.pack("query", query),
+            others.pack("key", key),
+            others.pack("value", value),
+            query_lengths,
+            key_lengths,
+            distance_bias=distance_bias,
+            causal=causal,
+            dropout=dropout,
+        )
+        return rows.pad(attended)
     checks.floating("query", query, dims=3)
     checks.floating("key", key, dims=3, device=query.device)
     checks.floating("value", value, dims=3, device=query.device)

@@ -80,7 +80,15 @@ _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     ),
     "cluster_merge": (_native("cluster_merge"), _reference("clustering", "cluster_merge")),
     "token_interaction": (_native("token_interaction"), _reference("interaction", "token_interaction")),
-    "packed_attention": (_reference("attention", "packed_attention"),),
+    "packed_attention": (
+        _reference("attention", "packed_attention"),
+        Implementation(
+            backend="triton",
+            target="atomas_kernels.attention_flex:packed_attention",
+            device="cuda",
+            dtypes=_HALF_AND_SINGLE,
+        ),
+    ),
     "info_nce": (_reference("contrastive", "info_nce"),),
     "contrastive_cross_entropy": (_reference("contrastive", "contrastive_cross_entropy"),),
     "lm_cross_entropy": (_reference("language_model", "lm_cross_entropy"),),

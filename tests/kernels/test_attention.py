@@ -12,6 +12,7 @@ from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
 import atomas_kernels as ak
+from atomas_kernels import attention_flex
 from atomas_kernels.reference import attention
 
 HEADS, WIDTH, REACH = 2, 4, 3
@@ -157,3 +158,32 @@ def test_half_precision(dtype: torch.dtype) -> None:
     got = ak.packed_attention(*half, *exact[3:], distance_bias=bias.float())
     assert got.dtype == dtype
     assert_close(got.double(), ak.packed_attention(*exact, distance_bias=bias), atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_flex_attention_computes_the_same(causal: bool, biased: bool) -> None:
+    """The forward pass alone: FlexAttention has no gradient on the CPU."""
+    *arguments, bias = (x.detach() for x in _problem([5, 0, 3, 9], [2, 4, 0, 7]))
+    options = {"distance_bias": bias if biased else None, "causal": causal, "dropout": 0.0}
+    expected = attention.packed_attention(*arguments, **options)
+    assert_close(attention_flex.packed_attention(*arguments, **options), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_of_flex_attention(causal: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([70, 0, 3, 200])
+    leaves = [torch.randn(273, 2, 16, generator=generator).cuda().requires_grad_() for _ in range(3)]
+    bias = torch.randn(2, 257, generator=generator).cuda().requires_grad_()
+    results = [
+        run(*leaves, lengths, lengths, distance_bias=bias, causal=causal, dropout=0.0)
+        for run in (attention.packed_attention, attention_flex.packed_attention)
+    ]
+    assert_close(results[1], results[0], atol=2e-3, rtol=2e-3)
+    upstream = torch.randn(results[0].shape, generator=generator).cuda()
+    gradients = (torch.autograd.grad(x, [*leaves, bias], upstream) for x in results)
+    for expected, got in zip(*gradients, strict=True):
+        assert_close(got, expected, atol=1e-2, rtol=1e-2)

@@ -48,12 +48,8 @@ def packed_attention(
         if layout.padded:
             hidden = query.new_zeros(mask.shape).masked_fill(~mask, -inf).view(group.rows, 1, 1, group.keys)
             addend = hidden if addend is None else addend + hidden
-        attended = F.scaled_dot_product_attention(
-            *(x.unflatten(0, (group.rows, -1)).transpose(1, 2) for x in (q, k, v)),
-            attn_mask=addend,
-            dropout_p=dropout,
-            scale=1.0,
-        )
+        q, k, v = (x.unflatten(0, (group.rows, -1)).transpose(1, 2) for x in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=addend, dropout_p=dropout, scale=1.0)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, layout.output_slots)
 
