@@ -4,9 +4,18 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#ifdef ATOMAS_X86
+#include <cpuid.h>
+#endif
+#ifdef ATOMAS_HAS_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -24,10 +33,35 @@ struct Kernels {
   void (*cluster)(const Clustering&);
   void (*merge_forward)(const MergeForward&);
   void (*merge_backward)(const MergeBackward&);
+  void (*contrastive_forward)(const ContrastiveForward&);
+  void (*contrastive_key_gradient)(const ContrastiveKeyGradient&);
 };
 
-#define ATOMAS_KERNELS_OF(isa) \
-  Kernels { isa::interaction_forward, isa::interaction_backward, isa::cluster, isa::merge_forward, isa::merge_backward }
+#define ATOMAS_KERNELS_OF(isa) ATOMAS_KERNELS_WITH(isa, isa)
+// The interaction of one set, the others of another.
+#define ATOMAS_KERNELS_WITH(interaction, isa)                                                                     \
+  Kernels {                                                                                                       \
+    interaction::interaction_forward, interaction::interaction_backward, isa::cluster, isa::merge_forward,        \
+        isa::merge_backward, isa::contrastive_forward, isa::contrastive_key_gradient                              \
+  }
+
+#ifdef ATOMAS_HAS_AMX
+// The operating system hands out the tile registers on request, to the whole process.
+bool tiles_permitted() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+bool tiles_usable() {
+  constexpr unsigned kSavesState = 1u << 27, kTileBfloat = 1u << 22, kTile = 1u << 24, kTileState = 3u << 17;
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kSavesState)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTile) || !(d & kTileBfloat)) return false;
+  unsigned enabled, high;
+  asm("xgetbv" : "=a"(enabled), "=d"(high) : "c"(0));
+  return (enabled & kTileState) == kTileState && tiles_permitted();
+}
+#endif
 
 // Sets that this processor and operating system can run, best first.
 std::vector<std::string> instruction_sets() {
@@ -35,7 +69,12 @@ std::vector<std::string> instruction_sets() {
 #ifdef ATOMAS_X86
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("fma")) sets.emplace_back("avx512");
+  if (avx512 && __builtin_cpu_supports("fma")) {
+#ifdef ATOMAS_HAS_AMX
+    if (tiles_usable()) sets.emplace_back("amx_bf16");
+#endif
+    sets.emplace_back("avx512");
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.emplace_back("avx2");
 #endif
   sets.emplace_back("baseline");
@@ -43,8 +82,13 @@ std::vector<std::string> instruction_sets() {
 }
 
 Kernels kernels_of(const std::string& isa) {
+  // Of use to tests alone.
+  if (isa == "amx_emulated") return ATOMAS_KERNELS_WITH(amx_emulated, baseline);
   for (const std::string& runnable : instruction_sets()) {
     if (isa != runnable) continue;
+#ifdef ATOMAS_HAS_AMX
+    if (isa == "amx_bf16") return ATOMAS_KERNELS_WITH(amx_bf16, avx512);
+#endif
 #ifdef ATOMAS_X86
     if (isa == "avx512") return ATOMAS_KERNELS_OF(avx512);
     if (isa == "avx2") return ATOMAS_KERNELS_OF(avx2);
@@ -59,41 +103,57 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-std::vector<std::int64_t> starts_of(const std::vector<std::int64_t>& lengths) {
-  std::vector<std::int64_t> start(lengths.size() + 1, 0);
+using Lengths = std::vector<std::int64_t>;
+
+Lengths starts_of(const Lengths& lengths) {
+  Lengths start(lengths.size() + 1, 0);
   for (std::size_t i = 0; i < lengths.size(); ++i) start[i + 1] = start[i] + lengths[i];
   return start;
 }
 
-using Lengths = std::vector<std::int64_t>;
-
-Ragged ragged(Address tokens, Address weight, const Lengths& start, std::int64_t width) {
-  return {at<const float>(tokens), at<const float>(weight), start.data(), static_cast<std::int64_t>(start.size()) - 1,
-          width};
+Float float_of(const std::string& dtype) {
+  if (dtype == "float32") return Float::single;
+  if (dtype == "bfloat16") return Float::bfloat;
+  if (dtype == "float16") return Float::half;
+  throw std::invalid_argument("dtype: " + dtype);
 }
 
-void interaction_forward(const std::string& isa, int threads, std::int64_t width, const Lengths& text_lengths,
-                         const Lengths& smiles_lengths, Address text, Address smiles, Address text_weight,
-                         Address smiles_weight, Address scores, Address text_match, Address smiles_match) {
-  const Kernels kernels = kernels_of(isa);
-  const Lengths text_start = starts_of(text_lengths), smiles_start = starts_of(smiles_lengths);
-  kernels.interaction_forward({ragged(text, text_weight, text_start, width),
-                               ragged(smiles, smiles_weight, smiles_start, width), at<float>(scores),
-                               at<std::int16_t>(text_match), at<std::int16_t>(smiles_match), threads});
+struct Tokens {
+  Address data;
+  std::string dtype;
+  Address weight;
+  Lengths start;
+
+  Tokens(const std::string& dtype, const Lengths& lengths, Address data, Address weight)
+      : data(data), dtype(dtype), weight(weight), start(starts_of(lengths)) {}
+
+  Ragged ragged(std::int64_t width) const {
+    return {{at<const void>(data), float_of(dtype), start.back(), width, width},
+            at<const float>(weight),
+            start.data(),
+            static_cast<std::int64_t>(start.size()) - 1};
+  }
+};
+
+void interaction_forward(const std::string& isa, int threads, const std::string& dtype, std::int64_t width,
+                         const Lengths& text_lengths, const Lengths& smiles_lengths, Address text, Address smiles,
+                         Address text_weight, Address smiles_weight, Address scores, Address text_match,
+                         Address smiles_match) {
+  const Tokens texts(dtype, text_lengths, text, text_weight), molecules(dtype, smiles_lengths, smiles, smiles_weight);
+  kernels_of(isa).interaction_forward({texts.ragged(width), molecules.ragged(width), at<float>(scores),
+                                       at<std::int16_t>(text_match), at<std::int16_t>(smiles_match), threads});
 }
 
-void interaction_backward(const std::string& isa, int threads, std::int64_t width, const Lengths& text_lengths,
-                          const Lengths& smiles_lengths, Address text, Address smiles, Address text_weight,
-                          Address smiles_weight, Address grad_scores, Address text_match, Address smiles_match,
-                          Address grad_text, Address grad_smiles, Address grad_text_weight,
+void interaction_backward(const std::string& isa, int threads, const std::string& dtype, std::int64_t width,
+                          const Lengths& text_lengths, const Lengths& smiles_lengths, Address text, Address smiles,
+                          Address text_weight, Address smiles_weight, Address grad_scores, Address text_match,
+                          Address smiles_match, Address grad_text, Address grad_smiles, Address grad_text_weight,
                           Address grad_smiles_weight) {
-  const Kernels kernels = kernels_of(isa);
-  const Lengths text_start = starts_of(text_lengths), smiles_start = starts_of(smiles_lengths);
-  kernels.interaction_backward({ragged(text, text_weight, text_start, width),
-                                ragged(smiles, smiles_weight, smiles_start, width), at<const float>(grad_scores),
-                                at<const std::int16_t>(text_match), at<const std::int16_t>(smiles_match),
-                                at<float>(grad_text), at<float>(grad_smiles), at<float>(grad_text_weight),
-                                at<float>(grad_smiles_weight), threads});
+  const Tokens texts(dtype, text_lengths, text, text_weight), molecules(dtype, smiles_lengths, smiles, smiles_weight);
+  kernels_of(isa).interaction_backward({texts.ragged(width), molecules.ragged(width), at<const float>(grad_scores),
+                                        at<const std::int16_t>(text_match), at<const std::int16_t>(smiles_match),
+                                        at<float>(grad_text), at<float>(grad_smiles), at<float>(grad_text_weight),
+                                        at<float>(grad_smiles_weight), threads});
 }
 
 void cluster(const std::string& isa, int threads, std::int64_t width, std::int64_t neighbours, const Lengths& lengths,
@@ -136,6 +196,49 @@ void merge_backward(const std::string& isa, int threads, std::int64_t width, con
                           at<float>(grad_tokens), at<float>(grad_weight)});
 }
 
+// dtype, address, rows, numbers from one row to the next
+using Rows = std::tuple<std::string, Address, std::int64_t, std::int64_t>;
+
+Matrix matrix(const Rows& rows, std::int64_t width) {
+  const auto& [dtype, data, count, stride] = rows;
+  return {at<const void>(data), float_of(dtype), count, width, stride};
+}
+
+Contrastive contrastive(int threads, std::int64_t count, std::int64_t width, float alpha, float temperature,
+                        const Rows& keys, const Rows& queue, Address query, Address momentum_query, Address positive,
+                        Address ignore) {
+  return {at<const float>(query),
+          at<const float>(momentum_query),
+          matrix(keys, width),
+          matrix(queue, width),
+          at<const std::int64_t>(positive),
+          at<const bool>(ignore),
+          count,
+          width,
+          temperature,
+          alpha,
+          threads};
+}
+
+void contrastive_forward(const std::string& isa, int threads, std::int64_t count, std::int64_t width, float alpha,
+                         float temperature, const Rows& keys, const Rows& queue, Address query, Address momentum_query,
+                         Address positive, Address ignore, Address loss, Address normalizer, Address grad_query,
+                         Address grad_temperature) {
+  const Contrastive problem = contrastive(threads, count, width, alpha, temperature, keys, queue, query,
+                                          momentum_query, positive, ignore);
+  kernels_of(isa).contrastive_forward(
+      {problem, at<float>(loss), at<float>(normalizer), at<float>(grad_query), at<float>(grad_temperature)});
+}
+
+void contrastive_key_gradient(const std::string& isa, int threads, std::int64_t count, std::int64_t width, float alpha,
+                              float temperature, const Rows& keys, const Rows& queue, Address query,
+                              Address momentum_query, Address positive, Address ignore, Address normalizer,
+                              Address grad_keys) {
+  const Contrastive problem = contrastive(threads, count, width, alpha, temperature, keys, queue, query,
+                                          momentum_query, positive, ignore);
+  kernels_of(isa).contrastive_key_gradient({problem, at<const float>(normalizer), at<float>(grad_keys)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -147,4 +250,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("cluster", &cluster, unlocked);
   module.def("merge_forward", &merge_forward, unlocked);
   module.def("merge_backward", &merge_backward, unlocked);
+  module.def("contrastive_forward", &contrastive_forward, unlocked);
+  module.def("contrastive_key_gradient", &contrastive_key_gradient, unlocked);
 }

@@ -1,11 +1,12 @@
-// Gradient of the token interaction, from the saved matches.
+// Gradient of the token interaction, from the matches: saved ones, or found again for a group of texts at a time.
 //
 // With H = grad_scores / 2 and unit tokens t, s, text token i of text a receives
 //   sum over b of H[a, b] * (w_i * s[match(i, b)] + sum of v_j * s_j over the tokens j of b that match i),
 // and its weight w_i the product of t_i with the first sum taken without w_i (kernels.md, section 3.1). SMILES tokens
-// receive the mirror image. A task owns some columns of one sequence's rows and adds in a fixed order: no atomics, and
-// bitwise the same result for every number of threads.
+// receive the mirror image. A task owns some columns of one sequence's rows and adds in a fixed order, text after text or
+// SMILES after SMILES: no atomics, and bitwise the same result for every number of threads and size of group.
 
+#include "convert.h"
 #include "interaction.h"
 
 namespace atomas {
@@ -15,21 +16,25 @@ namespace {
 // Columns of one task. Few, so that a chunk of all tokens of the other modality stays in the second-level cache while
 // sequence after sequence gathers from it: with whole rows the gathers miss every cache and take four times as long.
 constexpr int64_t kChunk = 64;
+// Texts whose matches are found again together: at least one, and no more than this many tokens otherwise. Enough for
+// the sums of a sequence of SMILES to be read and written rarely.
+constexpr int64_t kGroupTokens = 2048;
 
 // One modality's unit tokens by chunks of columns, [chunks][tokens][kChunk], padded with zeros; and what a task makes of
 // them.
 struct Units {
-  explicit Units(const Ragged& ragged)
+  Units(const Ragged& ragged, int threads)
       : ragged(ragged),
-        chunks(round_up(ragged.width, kChunk) / kChunk),
+        chunks(round_up(ragged.width(), kChunk) / kChunk),
         values(chunks * ragged.total() * kChunk),
         inverse(ragged.total()),
-        weight_part(chunks * ragged.total()) {}
+        weight_part(chunks * ragged.total()),
+        row_of(threads * ragged.width()) {}
 
-  void fill(int64_t sequence) const {
+  void fill(int64_t worker, int64_t sequence) const {
     for (int64_t t = ragged.start[sequence]; t < ragged.start[sequence + 1]; ++t) {
-      const float* from = ragged.tokens + t * ragged.width;
-      const float scale = inverse[t] = inverse_norm(from, ragged.width);
+      const float* from = rows_of(ragged.tokens, t, 1, row_of.data() + worker * ragged.width());
+      const float scale = inverse[t] = inverse_norm(from, ragged.width());
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         float* to = row(chunk, t);
         const int64_t columns = columns_of(chunk);
@@ -39,7 +44,7 @@ struct Units {
     }
   }
 
-  int64_t columns_of(int64_t chunk) const { return smaller(kChunk, ragged.width - chunk * kChunk); }
+  int64_t columns_of(int64_t chunk) const { return smaller(kChunk, ragged.width() - chunk * kChunk); }
   float* row(int64_t chunk, int64_t t) const { return values.data() + (chunk * ragged.total() + t) * kChunk; }
 
   const Ragged& ragged;
@@ -47,6 +52,7 @@ struct Units {
   Buffer<float> values;
   Buffer<float> inverse;
   Buffer<float> weight_part;  // [chunks][tokens]: each chunk's part of the weight's gradient
+  Buffer<float> row_of;       // each thread's token in float32
 };
 
 inline void add_scaled(float* to, float scale, const float* from) {
@@ -68,32 +74,46 @@ struct Pair {
   const int16_t* other_match;  // of each token of the other sequence: the best own token
 };
 
-// One chunk of the gradient of sequence a with respect to its unit tokens. pair_of(b): its Pair with sequence b.
+// Sums of one sequence of n tokens over the sequences it is scored with, for one chunk of columns.
+struct Sums {
+  Sums(float* room, int64_t n) : matched(room), gradient(room + n * kChunk), size(n * kChunk) {}
+  void clear() const { std::memset(matched, 0, static_cast<size_t>(2 * size) * sizeof(float)); }
+
+  float* matched;   // [n, kChunk]: what the tokens match, unweighted
+  float* gradient;  // [n, kChunk]: what matches the tokens, weighted
+  int64_t size;
+};
+
+// Adds the pairs of sequence a with the sequences [first, last) of the other modality. pair_of(b): the Pair with b.
 template <class PairOf>
-void gather(const Units& own, int64_t a, const Units& other, const PairOf& pair_of, int64_t chunk, float* grad_tokens,
-            float* scratch) {
-  const int64_t begin = own.ragged.start[a], n = own.ragged.size(a);
+void gather(const Units& own, int64_t a, const Units& other, int64_t first, int64_t last, const PairOf& pair_of,
+            int64_t chunk, const Sums& sums) {
+  const int64_t n = own.ragged.size(a);
   if (n == 0) return;  // nothing was matched, so there are no matches to read
-  float* matched = scratch;                // [n, kChunk]: unweighted sum of what own tokens match
-  float* gradient = scratch + n * kChunk;  // [n, kChunk]
-  std::memset(scratch, 0, static_cast<size_t>(2 * n * kChunk) * sizeof(float));
-  for (int64_t b = 0; b < other.ragged.count; ++b) {
+  for (int64_t b = first; b < last; ++b) {
     const Pair pair = pair_of(b);
     const int64_t m = other.ragged.size(b);
     if (pair.upstream == 0.0f || m == 0) continue;
     const float* rows = other.row(chunk, other.ragged.start[b]);
     const float* weight = other.ragged.weight + other.ragged.start[b];
-    for (int64_t i = 0; i < n; ++i) add_scaled(matched + i * kChunk, pair.upstream, rows + pair.own_match[i] * kChunk);
+    for (int64_t i = 0; i < n; ++i) {
+      add_scaled(sums.matched + i * kChunk, pair.upstream, rows + pair.own_match[i] * kChunk);
+    }
     for (int64_t j = 0; j < m; ++j) {
-      add_scaled(gradient + pair.other_match[j] * kChunk, pair.upstream * weight[j], rows + j * kChunk);
+      add_scaled(sums.gradient + pair.other_match[j] * kChunk, pair.upstream * weight[j], rows + j * kChunk);
     }
   }
-  const int64_t columns = own.columns_of(chunk);
+}
+
+// One chunk of the gradient of sequence a with respect to its unit tokens, from complete sums.
+void close(const Units& own, int64_t a, int64_t chunk, const Sums& sums, float* grad_tokens) {
+  const int64_t begin = own.ragged.start[a], n = own.ragged.size(a), columns = own.columns_of(chunk);
   for (int64_t i = 0; i < n; ++i) {
     const int64_t t = begin + i;
-    own.weight_part[chunk * own.ragged.total() + t] = product(own.row(chunk, t), matched + i * kChunk);
-    add_scaled(gradient + i * kChunk, own.ragged.weight[t], matched + i * kChunk);
-    std::memcpy(grad_tokens + t * own.ragged.width + chunk * kChunk, gradient + i * kChunk,
+    const float* matched = sums.matched + i * kChunk;
+    own.weight_part[chunk * own.ragged.total() + t] = product(own.row(chunk, t), matched);
+    add_scaled(sums.gradient + i * kChunk, own.ragged.weight[t], matched);
+    std::memcpy(grad_tokens + t * own.ragged.width() + chunk * kChunk, sums.gradient + i * kChunk,
                 static_cast<size_t>(columns) * sizeof(float));
   }
 }
@@ -101,7 +121,7 @@ void gather(const Units& own, int64_t a, const Units& other, const PairOf& pair_
 // Sums the parts of the weights' gradients, and takes the tokens' through x / ||x||: only the part of the gradient across
 // the token's direction remains.
 void finish(const Units& own, int64_t a, float* grad_tokens, float* grad_weight) {
-  const int64_t width = own.ragged.width;
+  const int64_t width = own.ragged.width();
   for (int64_t t = own.ragged.start[a]; t < own.ragged.start[a + 1]; ++t) {
     float* gradient = grad_tokens + t * width;
     float along = 0;
@@ -127,39 +147,149 @@ int64_t longest(const Ragged& ragged) {
   return most;
 }
 
+// Texts [first, last) and their matches, [molecules][tokens of these texts] and [last - first][SMILES tokens].
+struct Group {
+  int64_t first, last;
+  const int16_t* text_match;
+  const int16_t* smiles_match;
+};
+
+// Finds the matches of groups of texts again, with the forward pass: one group after the other, in the same memory.
+class Matcher {
+ public:
+  explicit Matcher(const InteractionBackward& p)
+      : p_(p),
+        texts_(most_texts()),
+        text_match_(p.smiles.count * most_tokens()),
+        smiles_match_(texts_ * p.smiles.total()),
+        start_(texts_ + 1) {}
+
+  int64_t end_of(int64_t first) const {
+    int64_t last = smaller(first + 1, p_.text.count);
+    while (last < p_.text.count && p_.text.start[last + 1] - p_.text.start[first] <= kGroupTokens) ++last;
+    return last;
+  }
+
+  Group find(int64_t first) const {
+    const int64_t last = end_of(first), begin = p_.text.start[first];
+    for (int64_t a = first; a <= last; ++a) start_[a - first] = p_.text.start[a] - begin;
+    const Ragged text{rows_from(p_.text.tokens, begin), p_.text.weight + begin, start_.data(), last - first};
+    interaction_forward({text, p_.smiles, nullptr, text_match_.data(), smiles_match_.data(), p_.threads});
+    return {first, last, text_match_.data(), smiles_match_.data()};
+  }
+
+ private:
+  int64_t most_texts() const {
+    int64_t most = 0;
+    for (int64_t first = 0; first < p_.text.count; first = end_of(first)) most = larger(most, end_of(first) - first);
+    return most;
+  }
+  int64_t most_tokens() const {
+    int64_t most = 0;
+    for (int64_t first = 0; first < p_.text.count; first = end_of(first)) {
+      most = larger(most, p_.text.start[end_of(first)] - p_.text.start[first]);
+    }
+    return most;
+  }
+
+  const InteractionBackward& p_;
+  int64_t texts_;
+  Buffer<int16_t> text_match_, smiles_match_;
+  Buffer<int64_t> start_;
+};
+
+// The gradient, group after group of texts: those of a group are complete at once, SMILES after the last group.
+class Gradient {
+ public:
+  Gradient(const InteractionBackward& p, bool whole)
+      : p_(p),
+        text_(p.text, p.threads),
+        smiles_(p.smiles, p.threads),
+        scratch_size_(2 * kChunk * larger(longest(p.text), longest(p.smiles))),
+        scratch_of_(p.threads * scratch_size_),
+        smiles_sums_(whole ? 0 : 2 * smiles_.chunks * p.smiles.total() * kChunk),
+        whole_(whole) {
+    for_each_task(p.text.count + p.smiles.count, p.threads, [&](int64_t worker, int64_t i) {
+      i < p.text.count ? text_.fill(worker, i) : smiles_.fill(worker, i - p.text.count);
+    });
+  }
+
+  void add(const Group& group) const {
+    const int64_t texts = group.last - group.first, sequences = texts + p_.smiles.count;
+    for_each_task(text_.chunks * sequences, p_.threads, [&](int64_t worker, int64_t index) {
+      const int64_t chunk = index / sequences, sequence = index % sequences;
+      float* scratch = scratch_of_.data() + worker * scratch_size_;
+      if (sequence < texts) {
+        add_text(group, group.first + sequence, chunk, scratch);
+      } else {
+        add_smiles(group, sequence - texts, chunk, scratch);
+      }
+    });
+  }
+
+  void finish() const {
+    for_each_task(p_.text.count + p_.smiles.count, p_.threads, [&](int64_t, int64_t i) {
+      i < p_.text.count ? atomas::ATOMAS_ISA::finish(text_, i, p_.grad_text, p_.grad_text_weight)
+                        : atomas::ATOMAS_ISA::finish(smiles_, i - p_.text.count, p_.grad_smiles, p_.grad_smiles_weight);
+    });
+  }
+
+ private:
+  void add_text(const Group& group, int64_t a, int64_t chunk, float* scratch) const {
+    const Sums sums(scratch, p_.text.size(a));
+    sums.clear();
+    const auto pair_of = [&](int64_t b) {
+      return Pair{upstream(a, b), text_match(group, a, b), smiles_match(group, a, b)};
+    };
+    gather(text_, a, smiles_, 0, p_.smiles.count, pair_of, chunk, sums);
+    close(text_, a, chunk, sums, p_.grad_text);
+  }
+
+  void add_smiles(const Group& group, int64_t b, int64_t chunk, float* scratch) const {
+    const int64_t row = chunk * p_.smiles.total() + p_.smiles.start[b];
+    const Sums sums(whole_ ? scratch : smiles_sums_.data() + 2 * row * kChunk, p_.smiles.size(b));
+    if (group.first == 0) sums.clear();
+    const auto pair_of = [&](int64_t a) {
+      return Pair{upstream(a, b), smiles_match(group, a, b), text_match(group, a, b)};
+    };
+    gather(smiles_, b, text_, group.first, group.last, pair_of, chunk, sums);
+    if (group.last == p_.text.count) close(smiles_, b, chunk, sums, p_.grad_smiles);
+  }
+
+  float upstream(int64_t a, int64_t b) const { return p_.grad_scores[a * p_.smiles.count + b] / 2; }
+  const int16_t* text_match(const Group& group, int64_t a, int64_t b) const {
+    const int64_t* start = p_.text.start;
+    return group.text_match + b * (start[group.last] - start[group.first]) + start[a] - start[group.first];
+  }
+  const int16_t* smiles_match(const Group& group, int64_t a, int64_t b) const {
+    return group.smiles_match + (a - group.first) * p_.smiles.total() + p_.smiles.start[b];
+  }
+
+  const InteractionBackward& p_;
+  Units text_, smiles_;
+  int64_t scratch_size_;
+  Buffer<float> scratch_of_;   // each thread's sums of one sequence
+  Buffer<float> smiles_sums_;  // [chunks], by sequence: kept from group to group
+  bool whole_;
+};
+
 }  // namespace
 
 void interaction_backward(const InteractionBackward& p) {
-  const Units text(p.text), smiles(p.smiles);
-  const int64_t texts = p.text.count, molecules = p.smiles.count;
-  const int64_t scratch_size = 2 * kChunk * larger(longest(p.text), longest(p.smiles));
-  const Buffer<float> scratch_of_all(p.threads * scratch_size);
-  const auto text_match = [&](int64_t a, int64_t b) { return p.text_match + b * p.text.total() + p.text.start[a]; };
-  const auto smiles_match = [&](int64_t a, int64_t b) {
-    return p.smiles_match + a * p.smiles.total() + p.smiles.start[b];
-  };
-  const auto upstream = [&](int64_t a, int64_t b) { return p.grad_scores[a * molecules + b] / 2; };
-
-  for_each_task(texts + molecules, p.threads, [&](int64_t, int64_t i) {
-    i < texts ? text.fill(i) : smiles.fill(i - texts);
-  });
-  for_each_task(text.chunks * (texts + molecules), p.threads, [&](int64_t worker, int64_t index) {
-    float* scratch = scratch_of_all.data() + worker * scratch_size;
-    const int64_t chunk = index / (texts + molecules), sequence = index % (texts + molecules);
-    if (sequence < texts) {
-      const int64_t a = sequence;
-      const auto pair_of = [&](int64_t b) { return Pair{upstream(a, b), text_match(a, b), smiles_match(a, b)}; };
-      gather(text, a, smiles, pair_of, chunk, p.grad_text, scratch);
-    } else {
-      const int64_t b = sequence - texts;
-      const auto pair_of = [&](int64_t a) { return Pair{upstream(a, b), smiles_match(a, b), text_match(a, b)}; };
-      gather(smiles, b, text, pair_of, chunk, p.grad_smiles, scratch);
-    }
-  });
-  for_each_task(texts + molecules, p.threads, [&](int64_t, int64_t i) {
-    i < texts ? finish(text, i, p.grad_text, p.grad_text_weight)
-              : finish(smiles, i - texts, p.grad_smiles, p.grad_smiles_weight);
-  });
+  const bool saved = p.text_match != nullptr;
+  const Gradient gradient(p, saved);
+  if (saved) {
+    gradient.add({0, p.text.count, p.text_match, p.smiles_match});
+  } else {
+    const Matcher matcher(p);
+    int64_t first = 0;
+    do {
+      const Group group = matcher.find(first);
+      gradient.add(group);
+      first = group.last;
+    } while (first < p.text.count);
+  }
+  gradient.finish();
 }
 
 }  // namespace ATOMAS_ISA

@@ -6,7 +6,7 @@
 // add as much again as the product.
 
 #include "interaction.h"
-#include "tiles.h"
+#include "panels.h"
 
 namespace atomas {
 namespace ATOMAS_ISA {
@@ -19,46 +19,56 @@ constexpr int64_t kSmilesTokens = 512;
 // SMILES panels that stay in the cache while all rows of a text block pass by.
 constexpr int64_t kPanelBytes = 256 * 1024;
 
-// One modality: normalised, and packed block after block.
+// One modality, packed block after block.
+template <class Panel>
 class Side {
  public:
-  Side(const Ragged& ragged, int panel, int64_t block_tokens)
+  using Element = typename Panel::Element;
+
+  Side(const Ragged& ragged, int64_t block_tokens, int threads)
       : ragged_(ragged),
-        panel_(panel),
         first_(ragged.count + 1),
         offset_(ragged.count + 1),
         inverse_norm_(ragged.total()),
         finite_(ragged.count),
         blocks_(partition(block_tokens)),
-        packed_(offset_[blocks_]) {}
+        packed_(offset_[blocks_] * panel_size()),
+        rows_of_(ragged.tokens.type == Float::single ? 0 : threads * Panel::kTokens * ragged.width()) {}
 
-  void pack_block(int64_t block) const {
+  void pack_block(int64_t worker, int64_t block) const {
+    const int64_t end = token(block + 1), width = ragged_.width();
+    float* scratch = rows_of_.data() + worker * Panel::kTokens * width;
+    Element* to = packed_.data() + offset_[block] * panel_size();
+    for (int64_t t = token(block); t < end; t += Panel::kTokens, to += panel_size()) {
+      const int64_t count = smaller(Panel::kTokens, end - t);
+      const float* rows = rows_of(ragged_.tokens, t, count, scratch);
+      for (int64_t i = 0; i < count; ++i) inverse_norm_[t + i] = inverse_norm(rows + i * width, width);
+      Panel::pack(ragged_.tokens, t, rows, inverse_norm_.data() + t, count, width, to);
+    }
     for (int64_t i = first_[block]; i < first_[block + 1]; ++i) {
       finite_[i] = true;
       for (int64_t t = ragged_.start[i]; t < ragged_.start[i + 1]; ++t) {
-        const float inverse = inverse_norm(ragged_.tokens + t * ragged_.width, ragged_.width);
-        if (inverse != inverse) finite_[i] = false;
-        // Zeros keep every index in range; the sequence's scores are overwritten with NaN.
-        inverse_norm_[t] = inverse != inverse ? 0.0f : inverse;
+        if (inverse_norm_[t] == inverse_norm_[t]) continue;
+        finite_[i] = false;
+        inverse_norm_[t] = 0;
       }
     }
-    const int64_t begin = token(block);
-    pack(ragged_.tokens + begin * ragged_.width, inverse_norm_.data() + begin, tokens(block), ragged_.width, panel_,
-         packed_.data() + offset_[block]);
   }
 
   int64_t blocks() const { return blocks_; }
   int64_t first(int64_t block) const { return first_[block]; }
   int64_t token(int64_t block) const { return ragged_.start[first_[block]]; }
   int64_t tokens(int64_t block) const { return token(block + 1) - token(block); }
-  int64_t panels(int64_t block) const { return round_up(tokens(block), panel_) / panel_; }
-  const float* panel(int64_t block, int64_t i) const {
-    return packed_.data() + offset_[block] + i * panel_ * ragged_.width;
-  }
+  int64_t panels(int64_t block) const { return offset_[block + 1] - offset_[block]; }
+  // Tokens of a block with the zeros that fill its last panel.
+  int64_t room(int64_t block) const { return panels(block) * Panel::kTokens; }
+  int64_t panel_size() const { return Panel::size(ragged_.width()); }
+  const Element* panel(int64_t block, int64_t i) const { return packed_.data() + (offset_[block] + i) * panel_size(); }
+  const float* inverse_norms(int64_t block) const { return inverse_norm_.data() + token(block); }
   bool finite(int64_t sequence) const { return finite_[sequence]; }
   int64_t widest() const {
     int64_t most = 0;
-    for (int64_t block = 0; block < blocks_; ++block) most = larger(most, panels(block) * panel_);
+    for (int64_t block = 0; block < blocks_; ++block) most = larger(most, room(block));
     return most;
   }
 
@@ -70,7 +80,7 @@ class Side {
       first_[blocks] = i;
       int64_t tokens = ragged_.size(i++);
       while (i < ragged_.count && tokens + ragged_.size(i) <= limit) tokens += ragged_.size(i++);
-      offset_[blocks + 1] = offset_[blocks] + round_up(tokens, panel_) * ragged_.width;
+      offset_[blocks + 1] = offset_[blocks] + round_up(tokens, Panel::kTokens) / Panel::kTokens;
       ++blocks;
     }
     first_[blocks] = ragged_.count;
@@ -78,13 +88,13 @@ class Side {
   }
 
   const Ragged& ragged_;
-  int panel_;
   Buffer<int64_t> first_;   // sequence that begins each block
-  Buffer<int64_t> offset_;  // of each block in packed_
+  Buffer<int64_t> offset_;  // panels before each block
   Buffer<float> inverse_norm_;
   Buffer<bool> finite_;
   int64_t blocks_;
-  Buffer<float> packed_;
+  Buffer<Element> packed_;
+  Buffer<float> rows_of_;  // each thread's rows of one panel
 };
 
 // Largest of n > 0 values and the first index that holds it. Reads whole vectors: up to kLanes - 1 values too many.
@@ -135,24 +145,30 @@ struct Scratch {
   int32_t* column_index;
 };
 
-void similarities(const Side& text, int64_t g, const Side& smiles, int64_t c, int64_t width, float* out) {
-  const int64_t stride = smiles.panels(c) * kTileColumns;
-  const int64_t in_cache = larger(1, kPanelBytes / (kTileColumns * width * int64_t{sizeof(float)} + 1));
+template <class Format>
+void similarities(const Side<typename Format::Left>& text, int64_t g, const Side<typename Format::Right>& smiles,
+                  int64_t c, int64_t width, float* out) {
+  const int64_t stride = smiles.room(c);
+  const int64_t panel_bytes = smiles.panel_size() * int64_t{sizeof(*smiles.panel(c, 0))};
+  const int64_t in_cache = larger(1, kPanelBytes / (panel_bytes + 1));
+  Format format;
   for (int64_t first = 0; first < smiles.panels(c); first += in_cache) {
     const int64_t last = smaller(first + in_cache, smiles.panels(c));
     for (int64_t i = 0; i < text.panels(g); ++i) {
       for (int64_t j = first; j < last; ++j) {
-        tile<Product>(text.panel(g, i), smiles.panel(c, j), width, out + i * kTileRows * stride + j * kTileColumns,
-                      stride);
+        format.product(text.panel(g, i), smiles.panel(c, j), width,
+                       out + i * Format::Left::kTokens * stride + j * Format::Right::kTokens, stride);
       }
     }
   }
+  Format::scale(out, stride, text.inverse_norms(g), text.tokens(g), smiles.inverse_norms(c), smiles.tokens(c));
 }
 
 // Scores of text a with the SMILES of block c, from its rows of the similarity block.
-void reduce(const InteractionForward& p, const Side& text, int64_t a, const Side& smiles, int64_t c, const float* rows,
-            const Scratch& scratch) {
-  const int64_t stride = smiles.panels(c) * kTileColumns;
+template <class Format>
+void reduce(const InteractionForward& p, const Side<typename Format::Left>& text, int64_t a,
+            const Side<typename Format::Right>& smiles, int64_t c, const float* rows, const Scratch& scratch) {
+  const int64_t stride = smiles.room(c);
   const int64_t n = p.text.size(a), first_token = smiles.token(c);
   if (n > 0) column_maxima(rows, stride, n, stride, scratch.column_maximum, scratch.column_index);
   if (n > 0 && p.smiles_match != nullptr) {
@@ -161,49 +177,56 @@ void reduce(const InteractionForward& p, const Side& text, int64_t a, const Side
   }
   for (int64_t b = smiles.first(c); b < smiles.first(c + 1); ++b) {
     const int64_t m = p.smiles.size(b), column = p.smiles.start[b] - first_token;
-    float* score = p.scores + a * p.smiles.count + b;
-    if (n == 0 || m == 0) {
-      *score = 0;
-      continue;
-    }
     double sum = 0;
-    for (int64_t j = 0; j < m; ++j) {
-      sum += static_cast<double>(p.smiles.weight[p.smiles.start[b] + j]) * scratch.column_maximum[column + j];
-    }
-    for (int64_t i = 0; i < n; ++i) {
-      int32_t index;
-      const float maximum = first_maximum(rows + i * stride + column, m, &index);
-      sum += static_cast<double>(p.text.weight[p.text.start[a] + i]) * maximum;
-      if (p.text_match != nullptr) {
-        p.text_match[b * p.text.total() + p.text.start[a] + i] = static_cast<int16_t>(index);
+    if (n > 0 && m > 0) {
+      for (int64_t j = 0; j < m; ++j) {
+        sum += static_cast<double>(p.smiles.weight[p.smiles.start[b] + j]) * scratch.column_maximum[column + j];
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        int32_t index;
+        const float maximum = first_maximum(rows + i * stride + column, m, &index);
+        sum += static_cast<double>(p.text.weight[p.text.start[a] + i]) * maximum;
+        if (p.text_match != nullptr) {
+          p.text_match[b * p.text.total() + p.text.start[a] + i] = static_cast<int16_t>(index);
+        }
       }
     }
-    *score = text.finite(a) && smiles.finite(b) ? static_cast<float>(sum / 2) : __builtin_nanf("");
+    if (p.scores == nullptr) continue;
+    const bool counts = n == 0 || m == 0 || (text.finite(a) && smiles.finite(b));
+    p.scores[a * p.smiles.count + b] = counts ? static_cast<float>(sum / 2) : __builtin_nanf("");
   }
 }
 
-}  // namespace
-
-void interaction_forward(const InteractionForward& p) {
-  const Side text(p.text, kTileRows, kTextTokens), smiles(p.smiles, kTileColumns, kSmilesTokens);
+template <class Format>
+void forward(const InteractionForward& p) {
+  const Side<typename Format::Left> text(p.text, kTextTokens, p.threads);
+  const Side<typename Format::Right> smiles(p.smiles, kSmilesTokens, p.threads);
   const int64_t columns = smiles.widest(), similarity = text.widest() * columns;
   const Buffer<float> similarities_of(p.threads * similarity), column_maxima_of(p.threads * columns);
   const Buffer<int32_t> column_indices_of(p.threads * columns);
 
-  for_each_task(text.blocks() + smiles.blocks(), p.threads, [&](int64_t, int64_t block) {
-    block < text.blocks() ? text.pack_block(block) : smiles.pack_block(block - text.blocks());
+  for_each_task(text.blocks() + smiles.blocks(), p.threads, [&](int64_t worker, int64_t block) {
+    block < text.blocks() ? text.pack_block(worker, block) : smiles.pack_block(worker, block - text.blocks());
   });
   for_each_task(text.blocks() * smiles.blocks(), p.threads, [&](int64_t worker, int64_t index) {
     const int64_t c = index / text.blocks(), g = index % text.blocks();
     const Scratch scratch{similarities_of.data() + worker * similarity, column_maxima_of.data() + worker * columns,
                           column_indices_of.data() + worker * columns};
-    similarities(text, g, smiles, c, p.text.width, scratch.similarity);
-    const int64_t stride = smiles.panels(c) * kTileColumns;
+    similarities<Format>(text, g, smiles, c, p.text.width(), scratch.similarity);
     for (int64_t a = text.first(g); a < text.first(g + 1); ++a) {
-      const float* rows = scratch.similarity + (p.text.start[a] - text.token(g)) * stride;
-      reduce(p, text, a, smiles, c, rows, scratch);
+      const float* rows = scratch.similarity + (p.text.start[a] - text.token(g)) * smiles.room(c);
+      reduce<Format>(p, text, a, smiles, c, rows, scratch);
     }
   });
+}
+
+}  // namespace
+
+void interaction_forward(const InteractionForward& p) {
+#ifdef ATOMAS_AMX
+  if (p.text.tokens.type == Float::bfloat && p.smiles.tokens.type == Float::bfloat) return forward<BfloatTiles>(p);
+#endif
+  forward<SinglePanels>(p);
 }
 
 }  // namespace ATOMAS_ISA

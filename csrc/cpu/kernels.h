@@ -6,34 +6,49 @@
 
 #include <cstdint>
 
+// Inline in every source: were one copy kept, it could be the one compiled for AVX-512.
+#define ATOMAS_INLINE __attribute__((always_inline)) inline
+
 namespace atomas {
 
+enum class Float { single, bfloat, half };
+
+// Rows of floating numbers, `stride` numbers apart.
+struct Matrix {
+  const void* data;
+  Float type;
+  int64_t rows;
+  int64_t width;
+  int64_t stride;
+};
+
 struct Ragged {
-  const float* tokens;   // [start[count], width]
+  Matrix tokens;         // [start[count], width], contiguous
   const float* weight;   // [start[count]]
   const int64_t* start;  // [count + 1]
   int64_t count;
-  int64_t width;
 
-  int64_t total() const { return start[count]; }
-  int64_t size(int64_t i) const { return start[i + 1] - start[i]; }
+  ATOMAS_INLINE int64_t width() const { return tokens.width; }
+  ATOMAS_INLINE int64_t total() const { return start[count]; }
+  ATOMAS_INLINE int64_t size(int64_t i) const { return start[i + 1] - start[i]; }
 };
 
 // Weighted token interaction (method.md 3.2). `text_match[b, t]` is the token of SMILES b that is most similar to text
 // token t, `smiles_match[a, s]` the token of text a most similar to SMILES token s, both counted from the sequence's start.
 struct InteractionForward {
   Ragged text, smiles;
-  float* scores;          // [text.count, smiles.count]
+  float* scores;          // [text.count, smiles.count] or null
   int16_t* text_match;    // [smiles.count, text.total()] or null
   int16_t* smiles_match;  // [text.count, smiles.total()] or null
   int threads;
 };
 
+// Without matches they are found again, for some texts at a time: memory linear in the tokens.
 struct InteractionBackward {
   Ragged text, smiles;
   const float* grad_scores;
-  const int16_t* text_match;
-  const int16_t* smiles_match;
+  const int16_t* text_match;    // or null, then
+  const int16_t* smiles_match;  // this one too
   float* grad_text;
   float* grad_smiles;
   float* grad_text_weight;
@@ -78,17 +93,54 @@ struct MergeBackward : Merge {
   float* grad_weight;
 };
 
-#define ATOMAS_DECLARE_KERNELS(isa)                    \
+// Soft-target cross entropy of queries against keys and then a queue (method.md 2), all divided by `temperature`.
+// Logarithms of the denominators are kept for the keys' gradient.
+struct Contrastive {
+  const float* query;           // [count, width]
+  const float* momentum_query;  // [count, width]
+  Matrix keys, queue;
+  const int64_t* positive;  // [count], row of `keys`
+  const bool* ignore;       // [count, keys.rows + queue.rows] or null
+  int64_t count;
+  int64_t width;
+  float temperature;
+  float alpha;
+  int threads;
+};
+
+struct ContrastiveForward : Contrastive {
+  float* loss;              // [1], mean over the queries
+  float* normalizer;        // [2, count], logarithms: of the query's softmax, of the momentum query's
+  float* grad_query;        // [count, width], or null with
+  float* grad_temperature;  // [1]
+};
+
+struct ContrastiveKeyGradient : Contrastive {
+  const float* normalizer;
+  float* grad_keys;  // [keys.rows, width]
+};
+
+#define ATOMAS_DECLARE_INTERACTION(isa)                \
   namespace isa {                                      \
   void interaction_forward(const InteractionForward&); \
   void interaction_backward(const InteractionBackward&); \
-  void cluster(const Clustering&);                     \
-  void merge_forward(const MergeForward&);             \
-  void merge_backward(const MergeBackward&);           \
+  }
+
+#define ATOMAS_DECLARE_KERNELS(isa)                           \
+  ATOMAS_DECLARE_INTERACTION(isa)                             \
+  namespace isa {                                             \
+  void cluster(const Clustering&);                            \
+  void merge_forward(const MergeForward&);                    \
+  void merge_backward(const MergeBackward&);                  \
+  void contrastive_forward(const ContrastiveForward&);        \
+  void contrastive_key_gradient(const ContrastiveKeyGradient&); \
   }
 
 ATOMAS_DECLARE_KERNELS(baseline)
 ATOMAS_DECLARE_KERNELS(avx2)
 ATOMAS_DECLARE_KERNELS(avx512)
+// AVX-512 with tiles for bfloat16 tokens; and the same in plain code, which runs the tiles' logic on every machine.
+ATOMAS_DECLARE_INTERACTION(amx_bf16)
+ATOMAS_DECLARE_INTERACTION(amx_emulated)
 
 }  // namespace atomas

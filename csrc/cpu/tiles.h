@@ -5,6 +5,7 @@
 // wherever it lies, so equal tokens give bitwise equal entries and ties are exact.
 #pragma once
 
+#include "kernels.h"
 #include "vector.h"
 
 namespace atomas {
@@ -26,28 +27,44 @@ struct SquaredDifference {
   }
 };
 
-// out[i * stride + j] = sum over d of Step(left[d][i], right[d][j]) for one tile.
-template <class Step>
-inline void tile(const float* left, const float* right, int64_t width, float* out, int64_t stride) {
-  Floats sum[kTileRows][kTileVectors] = {};
-  for (int64_t d = 0; d < width; ++d) {
+// Where the numbers of a tile's side are: from one token to the next, and from one step of the sum to the next.
+struct Steps {
+  int64_t token, depth;
+};
+
+// out[i * stride + j] (+)= sum over d < depth of Step(left(i, d), right(d, j)) for one tile. The columns of the right
+// side are neighbours.
+template <class Step, int rows, bool add>
+ATOMAS_INLINE void tile(const float* left, Steps left_steps, const float* right, int64_t right_step, int64_t depth,
+                        float* out, int64_t stride) {
+  Floats sum[rows][kTileVectors] = {};
+  for (int64_t d = 0; d < depth; ++d) {
     Floats b[kTileVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kTileVectors; ++v) b[v] = load(right + v * kLanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) {
-      const Floats a = splat(left[i]);
+    for (int i = 0; i < rows; ++i) {
+      const Floats a = splat(left[i * left_steps.token]);
 #pragma GCC unroll 4
       for (int v = 0; v < kTileVectors; ++v) sum[i][v] = Step::add(sum[i][v], a, b[v]);
     }
-    left += kTileRows;
-    right += kTileColumns;
+    left += left_steps.depth;
+    right += right_step;
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) {
+  for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) store(out + i * stride + v * kLanes, sum[i][v]);
+    for (int v = 0; v < kTileVectors; ++v) {
+      float* to = out + i * stride + v * kLanes;
+      store(to, add ? load(to) + sum[i][v] : sum[i][v]);
+    }
   }
+}
+
+// The tile of two packed panels.
+template <class Step>
+inline void tile(const float* left, const float* right, int64_t width, float* out, int64_t stride) {
+  tile<Step, kTileRows, false>(left, {1, kTileRows}, right, kTileColumns, width, out, stride);
 }
 
 // Packs `count` rows, scaled by scale[row] (null: 1), into panels of `panel` rows; missing rows are zero.

@@ -25,6 +25,8 @@ constexpr int kLanes = 4;
 
 typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 
 constexpr float kInfinity = __builtin_inff();
 
@@ -71,6 +73,32 @@ inline int32_t lane_minimum(Ints value) {
     for (int i = 0; i < half; ++i) value[i] = value[i] < value[i + half] ? value[i] : value[i + half];
   }
   return value[0];
+}
+
+// e^x for x <= 0, to two units in the last place; 0 where that is denormal, NaN for NaN.
+inline Floats exponential(Floats x) {
+  constexpr float kLeast = -87.33f;
+  const Ints vanishes = x < splat(kLeast);
+  x = vanishes ? splat(kLeast) : x;
+  // x = n log 2 + r with |r| <= log(2) / 2. Adding 1.5 * 2^23 leaves the integer n in the last bits of the sum.
+  const Floats shifted = x * splat(1.44269504f) + splat(12582912.0f);
+  const Floats n = shifted - splat(12582912.0f);
+  const Floats r = (x - n * splat(0.693359375f)) + n * splat(2.12194440e-4f);
+  // Taylor's series: what is left out is below 2^-27.
+  Floats series = splat(1.0f / 5040);
+  series = series * r + splat(1.0f / 720);
+  series = series * r + splat(1.0f / 120);
+  series = series * r + splat(1.0f / 24);
+  series = series * r + splat(1.0f / 6);
+  series = series * r + splat(0.5f);
+  series = series * r + splat(1.0f);
+  series = series * r + splat(1.0f);
+  Words power;
+  std::memcpy(&power, &shifted, sizeof power);
+  power = (power + 127) << 23;
+  Floats scale;
+  std::memcpy(&scale, &power, sizeof scale);
+  return vanishes ? Floats{} : series * scale;
 }
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }

@@ -1,11 +1,28 @@
-"""The compiled CPU module (csrc/module.cpp): addresses of contiguous tensors, sizes as integers."""
+"""The compiled CPU module (csrc/module.cpp): addresses of tensors, sizes as integers.
+
+Matrices of keys are (dtype, address, rows, numbers from one row to the next).
+"""
 
 def instruction_sets() -> list[str]: ...
 def interaction_forward(
-    isa: str, threads: int, width: int, text_lengths: list[int], smiles_lengths: list[int], /, *addresses: int
+    isa: str,
+    threads: int,
+    dtype: str,
+    width: int,
+    text_lengths: list[int],
+    smiles_lengths: list[int],
+    /,
+    *addresses: int,
 ) -> None: ...
 def interaction_backward(
-    isa: str, threads: int, width: int, text_lengths: list[int], smiles_lengths: list[int], /, *addresses: int
+    isa: str,
+    threads: int,
+    dtype: str,
+    width: int,
+    text_lengths: list[int],
+    smiles_lengths: list[int],
+    /,
+    *addresses: int,
 ) -> None: ...
 def cluster(
     isa: str,
@@ -22,4 +39,28 @@ def merge_forward(
 ) -> None: ...
 def merge_backward(
     isa: str, threads: int, width: int, lengths: list[int], cluster_lengths: list[int], /, *addresses: int
+) -> None: ...
+def contrastive_forward(
+    isa: str,
+    threads: int,
+    count: int,
+    width: int,
+    alpha: float,
+    temperature: float,
+    keys: tuple[str, int, int, int],
+    queue: tuple[str, int, int, int],
+    /,
+    *addresses: int,
+) -> None: ...
+def contrastive_key_gradient(
+    isa: str,
+    threads: int,
+    count: int,
+    width: int,
+    alpha: float,
+    temperature: float,
+    keys: tuple[str, int, int, int],
+    queue: tuple[str, int, int, int],
+    /,
+    *addresses: int,
 ) -> None: ...

@@ -90,7 +90,10 @@ _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
         ),
     ),
     "info_nce": (_reference("contrastive", "info_nce"),),
-    "contrastive_cross_entropy": (_reference("contrastive", "contrastive_cross_entropy"),),
+    "contrastive_cross_entropy": (
+        _native("contrastive_cross_entropy"),
+        _reference("contrastive", "contrastive_cross_entropy"),
+    ),
     "lm_cross_entropy": (_reference("language_model", "lm_cross_entropy"),),
     "momentum_update": (_reference("momentum", "momentum_update"), _cuda("momentum_update")),
 }

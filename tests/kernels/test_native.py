@@ -1,5 +1,6 @@
 """The compiled CPU module against the reference, on every instruction set that this machine runs."""
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,9 @@ import atomas_kernels as ak
 from atomas_kernels.reference import clustering, interaction
 
 native = pytest.importorskip("atomas_kernels.native", reason="the native module is not built")
+machine = importlib.import_module("atomas_kernels.native.machine")
+native_interaction = importlib.import_module("atomas_kernels.native.interaction")
+native_clustering = importlib.import_module("atomas_kernels.native.clustering")
 
 # Below, at and above the tiles (6 and 12 rows; 8, 16 and 32 columns) and the block of text tokens (128).
 EDGES = [0, 1, 2, 5, 6, 7, 11, 12, 13, 15, 16, 17, 31, 32, 33, 64, 127, 128, 129]
@@ -20,12 +24,12 @@ SIZES = st.lists(st.sampled_from(EDGES[:-3]), min_size=0, max_size=4)
 WIDTHS = st.sampled_from([1, 3, 8, 17, 64, 65])
 
 
-@pytest.fixture(params=native._native.instruction_sets(), scope="module")
+@pytest.fixture(params=machine._native.instruction_sets(), scope="module")
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    best = native.instruction_set
-    native.instruction_set = request.param
+    best = machine.instruction_set
+    machine.instruction_set = request.param
     yield request.param
-    native.instruction_set = best
+    machine.instruction_set = best
 
 
 def _problem(texts: list[int], molecules: list[int], width: int, seed: int) -> list[Tensor]:
@@ -229,11 +233,15 @@ def test_operators_are_well_formed_for_torch() -> None:
     problem = _problem([5, 0, 6], [7, 3], 8, 0)
     leaves = [x.requires_grad_() for x in problem[:4]]
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(native._interaction, (*leaves, *problem[4:], True), test_utils=utilities)
+    torch.library.opcheck(
+        native_interaction._interaction, (*leaves, *problem[4:], True), test_utils=utilities
+    )
     labels, counts = native.dpc_knn(problem[0], problem[4], ratio=0.5, k=3)
-    torch.library.opcheck(native._cluster, (problem[0].detach(), problem[4], counts, 3), test_utils=utilities)
+    torch.library.opcheck(
+        native_clustering._cluster, (problem[0].detach(), problem[4], counts, 3), test_utils=utilities
+    )
     arguments = (leaves[0], leaves[2], labels, problem[4], counts)
-    torch.library.opcheck(native._merge, arguments, test_utils=utilities)
+    torch.library.opcheck(native_clustering._merge, arguments, test_utils=utilities)
 
 
 def test_operators_stay_whole_under_torch_compile() -> None:

@@ -1,0 +1,17 @@
+"""Operators of the compiled CPU module, declared to torch so that autograd and torch.compile see them.
+
+Tokens of half precision are widened to float32 where they are read, a few rows at a time; the tile registers of
+AMX take bfloat16 tokens as they are. All sums are in float32 or better. Importing this package raises
+ImportError where `_native` was not built. Results are bitwise the same for every number of threads
+(`torch.get_num_threads`).
+
+What torch does as fast stays with the reference: the momentum update (`torch._foreach_lerp_` moves each byte
+once), the language model's cross entropy (chunked products of torch), InfoNCE over a matrix of scores and the
+softmax of a few hundred weights (both a small share of a step).
+"""
+
+from atomas_kernels.native.clustering import cluster_merge, dpc_knn
+from atomas_kernels.native.contrastive import contrastive_cross_entropy
+from atomas_kernels.native.interaction import token_interaction
+
+__all__ = ["cluster_merge", "contrastive_cross_entropy", "dpc_knn", "token_interaction"]
