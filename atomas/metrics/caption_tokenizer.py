@@ -96,10 +96,10 @@ def _from_words(words: Path) -> BertWordPieceTokenizer:
     lower = True
     if settings.is_file():
         lower = bool(json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True))
-    backend = BertWordPieceTokenizer(str(words), lowercase=lower)
-    if backend.token_to_id("[UNK]") is None:
-        raise AtomasError(f"{words} is no WordPiece vocabulary: it has no [UNK]")
-    return backend
+    known = set(words.read_text(encoding="utf-8").split("\n"))
+    if missing := {"[UNK]", "[CLS]", "[SEP]"} - known:
+        raise AtomasError(f"{words} is no WordPiece vocabulary: it has no {min(missing)}")
+    return BertWordPieceTokenizer(str(words), lowercase=lower)
 
 
 def _from_hub(name: str, *, local_only: bool) -> Path:
