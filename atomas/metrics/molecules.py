@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 from rdkit import Chem, DataStructs, rdBase
-from rdkit.Chem import MACCSkeys, rdFingerprintGenerator
+from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
 
 from atomas.data.molecules import is_molecule
 from atomas.data.parallel import chunked, ordered_map
@@ -134,7 +134,11 @@ def _score_row(reference: str, output: str) -> _Row:
 def _similarities(first: Chem.Mol, second: Chem.Mol) -> tuple[float, float, float]:
     """Tanimoto of MACCS keys, of RDKit's path fingerprint, and of Morgan counts (ECFP4)."""
     morgan = rdFingerprintGenerator.GetMorganGenerator(radius=MORGAN_RADIUS)
-    fingerprints = (MACCSkeys.GenMACCSKeys, Chem.RDKFingerprint, morgan.GetSparseCountFingerprint)
+    fingerprints = (
+        rdMolDescriptors.GetMACCSKeysFingerprint,
+        Chem.RDKFingerprint,
+        morgan.GetSparseCountFingerprint,
+    )
     maccs, rdk, counts = (
         float(DataStructs.TanimotoSimilarity(fingerprint(first), fingerprint(second)))
         for fingerprint in fingerprints

@@ -169,12 +169,10 @@ def _split(
 def _rejoin(fields: Sequence[str], task: str) -> Prediction | None:
     """Three columns out of more fields, by what the columns hold; None where that does not tell.
 
-    Empty fields at the end are no text. Molecules: the ground truth is the first SMILES that has a field on both
+    Tabs at the end are no text. Molecules: the ground truth is the first SMILES that has a field on both
     sides. Captions: the output begins at the first later field that starts with the ground truth's first word; if
     none does, the tab is in the output, because a ground truth has passed through such a file before.
     """
-    while len(fields) > 3 and not fields[-1]:
-        fields = fields[:-1]
     if task == "molecule":
         reference = next((place for place in range(1, len(fields) - 1) if is_molecule(fields[place])), None)
         if reference is None:
@@ -184,4 +182,4 @@ def _rejoin(fields: Sequence[str], task: str) -> Prediction | None:
         )
     word = fields[1].partition(" ")[0]
     output = next((place for place in range(2, len(fields)) if fields[place].startswith(word)), 2)
-    return Prediction(fields[0], "\t".join(fields[1:output]), "\t".join(fields[output:]))
+    return Prediction(fields[0], "\t".join(fields[1:output]), "\t".join(fields[output:]).rstrip("\t"))
