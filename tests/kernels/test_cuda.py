@@ -6,9 +6,11 @@ Python module, so the kernels' indices and barriers and the arguments' order are
 
 import ctypes
 import math
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -267,3 +269,14 @@ def test_kernels_compile_without_spills(source: Path, architecture: int) -> None
 
 def test_resources_are_those_of_the_flags_that_the_library_is_built_with() -> None:
     assert " ".join(cuda_resources.FLAGS) in (ROOT / "setup.py").read_text(encoding="utf-8")
+
+
+def test_the_gpu_script_says_in_one_line_that_there_is_no_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [str(ROOT / "kernels" / "bench" / "gpu.sh"), str(tmp_path / "out")]
+    environment = os.environ | {"PYTHON": sys.executable, "ATOMAS_GPU_TEST_DEVICE": "cuda"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "gpu.sh: torch sees no CUDA GPU; nothing was built, tested or timed\n"
+    assert not any((tmp_path / "out").iterdir())
