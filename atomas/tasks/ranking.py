@@ -7,6 +7,7 @@ model which scores everything alike gets chance, not 100 % and not 0.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -34,8 +35,70 @@ class RankingMetrics:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankCounts:
+    """What the metrics of n queries need to know of their candidates, however many those are. All [n] int64."""
+
+    greater: NDArray[np.int64]
+    """wrong candidates that score above the best right one"""
+    tied_wrong: NDArray[np.int64]
+    """wrong ones that score as it does"""
+    tied_right: NDArray[np.int64]
+    """right ones that score as it does, itself included"""
+    rivals: NDArray[np.int64]
+    """candidates, right or wrong, that score at least as the row's own partner"""
+
+    @classmethod
+    def of(
+        cls, scores: NDArray[np.floating], relevant: NDArray[np.bool_], own: NDArray[np.integer]
+    ) -> "RankCounts":
+        """Count for some queries.
+
+        Args:
+            scores: [n, candidates], higher is better, finite.
+            relevant: bool, same shape; True for the own partner.
+            own: [n], column of the own partner.
+
+        Raises:
+            AtomasError: a score is not finite.
+        """
+        if not np.isfinite(scores).all():
+            raise AtomasError(
+                "the model's scores hold NaN or infinity: its weights have diverged; use an older checkpoint"
+            )
+        best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
+        of_own = np.take_along_axis(scores, own[:, None], axis=1)
+        return cls(
+            greater=((scores > best) & ~relevant).sum(axis=1),
+            tied_wrong=((scores == best) & ~relevant).sum(axis=1),
+            tied_right=((scores == best) & relevant).sum(axis=1),
+            rivals=(scores >= of_own).sum(axis=1) - 1,
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["RankCounts"]) -> "RankCounts":
+        """Those of all queries of `parts`."""
+        names = ("greater", "tied_wrong", "tied_right", "rivals")
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+    def metrics(self) -> RankingMetrics:
+        """Means over the queries."""
+        triples = list(
+            zip(self.greater.tolist(), self.tied_wrong.tolist(), self.tied_right.tolist(), strict=True)
+        )
+        return RankingMetrics(
+            recall_at_1=_mean([_recall(1, *t) for t in triples]),
+            recall_at_5=_mean([_recall(5, *t) for t in triples]),
+            recall_at_10=_mean([_recall(10, *t) for t in triples]),
+            mrr=_mean([_reciprocal(*t) for t in triples]),
+            median_rank=float(np.median(self.greater + 1 + self.tied_wrong / (self.tied_right + 1))),
+            strict_recall_at_1=float((self.rivals == 0).mean()),
+            tied_queries=int((self.tied_wrong > 0).sum()),
+        )
+
+
 def ranking_metrics(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> RankingMetrics:
-    """Metrics of all queries.
+    """Metrics of all queries at once.
 
     Args:
         scores: [n_queries, n_candidates], higher is better, finite; the own partner of query i is candidate i.
@@ -49,31 +112,14 @@ def ranking_metrics(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -
         raise ValueError(
             f"scores {scores.shape} and relevant {relevant.shape} must be alike, queries <= candidates"
         )
-    if not np.isfinite(scores).all():
-        raise AtomasError(
-            "the model's scores hold NaN or infinity: its weights have diverged; use an older checkpoint"
-        )
-    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
-    greater = ((scores > best) & ~relevant).sum(axis=1)
-    tied_wrong = ((scores == best) & ~relevant).sum(axis=1)
-    tied_right = ((scores == best) & relevant).sum(axis=1)
-    triples = list(zip(greater.tolist(), tied_wrong.tolist(), tied_right.tolist(), strict=True))
-    own = scores.diagonal()[:, None]
-    others_at_least = (scores >= own).sum(axis=1) - 1
-    return RankingMetrics(
-        recall_at_1=_mean([_recall(1, *t) for t in triples]),
-        recall_at_5=_mean([_recall(5, *t) for t in triples]),
-        recall_at_10=_mean([_recall(10, *t) for t in triples]),
-        mrr=_mean([_reciprocal(*t) for t in triples]),
-        median_rank=float(np.median(greater + 1 + tied_wrong / (tied_right + 1))),
-        strict_recall_at_1=float((others_at_least == 0).mean()),
-        tied_queries=int((tied_wrong > 0).sum()),
-    )
+    return RankCounts.of(scores, relevant, np.arange(len(scores))).metrics()
 
 
-def relevance(molecule_id: NDArray[np.int64], text_id: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[n, n]: rows that are the same molecule or carry the same text."""
-    return (molecule_id[:, None] == molecule_id[None]) | (text_id[:, None] == text_id[None])
+def relevance(
+    molecule_id: NDArray[np.int64], text_id: NDArray[np.int64], rows: slice = slice(None)
+) -> NDArray[np.bool_]:
+    """[some rows, n]: rows that are the same molecule or carry the same text."""
+    return (molecule_id[rows, None] == molecule_id) | (text_id[rows, None] == text_id)
 
 
 def _recall(k: int, greater: int, wrong: int, right: int) -> float:

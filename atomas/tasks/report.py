@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from atomas.data.stream import evaluation_batches
 from atomas.distributed.process_group import resolve_device
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
-from atomas.tasks.retrieval import DIRECTIONS, RetrievalResult, evaluate_retrieval
+from atomas.model.atomas import AtomasModel
+from atomas.tasks.retrieval import (
+    DIRECTIONS,
+    EXHAUSTIVE_PAIRS,
+    Reranking,
+    RetrievalResult,
+    evaluate_all_scores,
+)
 from atomas.training.checkpoint import resolve_checkpoint, verify_checkpoint
 from atomas.training.model_files import read_model
 from atomas.training.telemetry import environment
@@ -24,6 +32,9 @@ COUNTING = (
     "right: every candidate with the InChIKey or the text of the query's own row; equal scores: expectation over "
     "random order; strict_recall_at_1: own row only, ties lost"
 )
+
+
+RERANKED_CANDIDATES = 100
 
 
 def retrieval_report(
@@ -37,14 +48,21 @@ def retrieval_report(
     batch_size: int,
     device_name: str,
     report: Path | None,
+    rerank: int | None = None,
 ) -> RetrievalResult:
     """Verify and load a checkpoint, evaluate a split, print the table, and write `report`.
+
+    `rerank` is how many candidates of each query the hierarchy orders; None: all pairs have all scores, unless
+    there are too many for that.
 
     Raises:
         AtomasError: the checkpoint or corpus is missing or damaged, the split is unknown or too small.
     """
     if report is not None and not report.parent.is_dir():
         raise AtomasError(f"--report {report}: the folder {report.parent} does not exist")
+    for option, value in (("--rerank", rerank), ("--max-pairs", max_pairs)):
+        if value is not None and value < 1:
+            raise AtomasError(f"{option} {value}: at least 1 is needed")
     folder = resolve_checkpoint(checkpoint, best=best)
     manifest = verify_checkpoint(folder)
     device = resolve_device(device_name, 0)
@@ -56,7 +74,9 @@ def retrieval_report(
         max_text_tokens=config.data.max_text_tokens,
         max_smiles_tokens=config.longest_smiles,
     )  # fmt: skip
-    result = evaluate_retrieval(model, batches, device, hierarchical=True, progress=True)
+    pairs = min(max_pairs or corpus.split(split).num_records, corpus.split(split).num_records)
+    reranking = _reranking(rerank, pairs, model, report)
+    result = evaluate_all_scores(model, batches, device, reranking=reranking)
     if result.pairs < 2:
         raise AtomasError(f"split {split!r} of {data} has {result.pairs} pair(s); retrieval needs at least 2")
     _show(result, folder, split)
@@ -74,12 +94,25 @@ def retrieval_report(
                 "seed": config.run.seed,
                 "training": training_config(config),
                 "counting": COUNTING,
+                "reranked_candidates": None if reranking is None else reranking.depth,
                 **result_json(result),
                 "environment": environment(device, 1),
             },
         )
         print(f"report: {report}")
     return result
+
+
+def _reranking(depth: int | None, pairs: int, model: AtomasModel, report: Path | None) -> Reranking | None:
+    if model.alignment is None or (depth is None and pairs <= EXHAUSTIVE_PAIRS):
+        return None
+    if not model.loss.global_weight:
+        raise AtomasError(
+            f"{pairs} pairs are too many to score each with each, and without a global loss there is no score that "
+            f"chooses candidates: use --max-pairs {EXHAUSTIVE_PAIRS}"
+        )
+    folder = Path(tempfile.gettempdir()) if report is None else report.parent
+    return Reranking(depth=depth or RERANKED_CANDIDATES, folder=folder)
 
 
 def training_config(config: Config) -> dict[str, Any]:

@@ -3,10 +3,15 @@
 Three scores of a pair are reported. `global`: inner product of the global features. `hierarchical`: weighted token
 interaction averaged over the levels (method section 3.2). `combined`: both as the logits that the losses train,
 f_t . f_s / temperature + exp(logit_scale) S.
+
+All pairs have all three scores up to `EXHAUSTIVE_PAIRS`. In a larger gallery `global` ranks everything, block by
+block, and `reranked` puts its best candidates in the order of `combined`.
 """
 
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,11 +20,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from atomas.data.batching import PairBatch
+from atomas.data.progress import Progress
 from atomas.distributed.gather import gather_rows
 from atomas.model.atomas import AtomasModel, Embedding
-from atomas.tasks.ranking import RankingMetrics, ranking_metrics, relevance
+from atomas.tasks.ranking import RankCounts, RankingMetrics, ranking_metrics, relevance
+from atomas.tasks.reranking import LevelStore, rerank
 
 DIRECTIONS = ("text_to_molecule", "molecule_to_text")
+EXHAUSTIVE_PAIRS = 2048
+"""Largest gallery in which the hierarchical score of all pairs is computed."""
+SCORES_PER_BLOCK = 1 << 24
+"""Entries of a block [some queries, n] of global scores; 64 MiB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,60 +59,162 @@ class RetrievalResult:
         return f"{self.pairs} pairs, " + "; ".join(parts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reranking:
+    """How a gallery beyond `EXHAUSTIVE_PAIRS` is ranked by the hierarchy too."""
+
+    depth: int
+    """candidates of a query that are scored again"""
+    folder: Path
+    """where the levels of all sequences are kept meanwhile"""
+
+
 @torch.no_grad()
 def evaluate_retrieval(
     model: AtomasModel,
     batches: Iterable[tuple[PairBatch, int]],
     device: torch.device,
     *,
-    hierarchical: bool = False,
     progress: bool = False,
 ) -> RetrievalResult:
-    """Rank every molecule for every text and the reverse.
+    """Rank every molecule for every text and the reverse by the global score.
 
     Args:
         model: in evaluation mode.
         batches: this rank's batches and how many rows of each are real; the rest are fillers that keep the ranks
             in step. Every rank gives equally many.
         device: where the model lives.
-        hierarchical: also report the `hierarchical` and `combined` scores, where the model has the hierarchy. One
-            process only: every text meets every molecule at every level.
         progress: show bars.
     """
+    gallery = _Gallery()
+    for batch, keep, text, smiles in _embedded(model, batches, device, progress):
+        gallery.add(batch, keep, text, smiles)
+    return gallery.gathered().result_by_global()
+
+
+@torch.no_grad()
+def evaluate_all_scores(
+    model: AtomasModel,
+    batches: Iterable[tuple[PairBatch, int]],
+    device: torch.device,
+    *,
+    reranking: Reranking | None,
+) -> RetrievalResult:
+    """As `evaluate_retrieval`, with the scores of the hierarchy where the model has one. One process only.
+
+    `reranking` None computes them for all pairs.
+    """
+    if model.alignment is None:
+        return evaluate_retrieval(model, batches, device, progress=True)
+    gallery = _Gallery()
     texts: list[Embedding] = []
     molecules: list[Embedding] = []
-    keep: list[Tensor] = []
-    molecule_ids: list[Tensor] = []
-    text_ids: list[Tensor] = []
+    if reranking is None:
+        for batch, keep, text, smiles in _embedded(model, batches, device, progress=True):
+            gallery.add(batch, keep, text, smiles)
+            texts.append(text)
+            molecules.append(smiles)
+        return _exhaustive(model, gallery.gathered(), texts, molecules, torch.cat(gallery.keep))
+    with tempfile.TemporaryDirectory(dir=reranking.folder, prefix=".levels-") as folder:
+        stores = LevelStore(Path(folder) / "text"), LevelStore(Path(folder) / "smiles")
+        for batch, keep, text, smiles in _embedded(model, batches, device, progress=True):
+            gallery.add(batch, keep, text, smiles)
+            stores[0].append(text.levels, keep)
+            stores[1].append(smiles.levels, keep)
+        return _reranked(model, gallery.gathered(), stores, reranking.depth)
+
+
+class _Gallery:
+    """Features and identities of this rank's pairs, fillers included."""
+
+    def __init__(self) -> None:
+        self.text: list[Tensor] = []
+        self.smiles: list[Tensor] = []
+        self.keep: list[Tensor] = []
+        self._molecule_id: list[Tensor] = []
+        self._text_id: list[Tensor] = []
+
+    def add(self, batch: PairBatch, keep: Tensor, text: Embedding, smiles: Embedding) -> None:
+        """The pairs of one batch; those that are False in `keep` are fillers."""
+        self.text.append(text.features)
+        self.smiles.append(smiles.features)
+        self.keep.append(keep)
+        self._molecule_id.append(batch.molecule_id)
+        self._text_id.append(batch.text_id)
+
+    def gathered(self) -> "_Pairs":
+        """The real pairs of all ranks. Collective."""
+        real = gather_rows(torch.cat(self.keep))
+        return _Pairs(
+            text=gather_rows(torch.cat(self.text).float())[real],
+            smiles=gather_rows(torch.cat(self.smiles).float())[real],
+            molecule_id=gather_rows(torch.cat(self._molecule_id))[real].cpu().numpy(),
+            text_id=gather_rows(torch.cat(self._text_id))[real].cpu().numpy(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pairs:
+    """n pairs."""
+
+    text: Tensor
+    """[n, D] features"""
+    smiles: Tensor
+    molecule_id: NDArray[np.int64]
+    text_id: NDArray[np.int64]
+
+    def result(self, metrics: Mapping[str, Mapping[str, RankingMetrics]]) -> RetrievalResult:
+        """`metrics` with what must be known of the pairs."""
+        return RetrievalResult(
+            pairs=len(self.molecule_id),
+            distinct_molecules=len(np.unique(self.molecule_id)),
+            distinct_texts=len(np.unique(self.text_id)),
+            metrics=metrics,
+        )
+
+    def result_by_global(self) -> RetrievalResult:
+        """Both directions by the inner product of the features, a block of queries at a time."""
+        both = zip(DIRECTIONS, ((self.text, self.smiles), (self.smiles, self.text)), strict=True)
+        return self.result({"global": {name: self._counts(*sides).metrics() for name, sides in both}})
+
+    def _counts(self, queries: Tensor, candidates: Tensor) -> RankCounts:
+        size = max(1, SCORES_PER_BLOCK // max(1, len(queries)))
+        parts = []
+        for first in range(0, len(queries), size):
+            rows = slice(first, min(first + size, len(queries)))
+            scores = (queries[rows] @ candidates.T).cpu().numpy()
+            right = relevance(self.molecule_id, self.text_id, rows)
+            parts.append(RankCounts.of(scores, right, np.arange(rows.start, rows.stop)))
+        return RankCounts.concatenate(parts)
+
+
+def _embedded(
+    model: AtomasModel, batches: Iterable[tuple[PairBatch, int]], device: torch.device, progress: bool
+) -> Iterator[tuple[PairBatch, Tensor, Embedding, Embedding]]:
     for cpu_batch, real in tqdm(batches, desc="embedding", unit="batch", disable=not progress):
         batch = cpu_batch.to(device)
-        texts.append(model.embed(batch.text, "text"))
-        molecules.append(model.embed(batch.smiles, "smiles"))
-        keep.append(torch.arange(len(batch), device=device) < real)
-        molecule_ids.append(batch.molecule_id)
-        text_ids.append(batch.text_id)
+        keep = torch.arange(len(batch), device=device) < real
+        yield batch, keep, model.embed(batch.text, "text"), model.embed(batch.smiles, "smiles")
 
-    real_rows = gather_rows(torch.cat(keep))
-    text = gather_rows(torch.cat([e.features for e in texts]).float())[real_rows]
-    molecule = gather_rows(torch.cat([e.features for e in molecules]).float())[real_rows]
-    molecule_id = gather_rows(torch.cat(molecule_ids))[real_rows].cpu().numpy()
-    text_id = gather_rows(torch.cat(text_ids))[real_rows].cpu().numpy()
 
-    scores = {"global": (text @ molecule.T).cpu().numpy()}
-    if hierarchical and model.alignment is not None:
-        own = torch.cat(keep)
-        block = _hierarchical_scores(model, texts, molecules, progress)[own][:, own]
-        scores["hierarchical"] = block.cpu().numpy()
-        if model.loss.global_weight:
-            scale = float(model.alignment.logit_scale.exp())
-            scores["combined"] = scores["global"] / float(model.temperature) + scale * scores["hierarchical"]
-    right = relevance(molecule_id, text_id)
-    return RetrievalResult(
-        pairs=len(molecule_id),
-        distinct_molecules=len(np.unique(molecule_id)),
-        distinct_texts=len(np.unique(text_id)),
-        metrics={name: _both_ways(values, right) for name, values in scores.items()},
-    )
+def _exhaustive(
+    model: AtomasModel, pairs: _Pairs, texts: list[Embedding], molecules: list[Embedding], keep: Tensor
+) -> RetrievalResult:
+    """Every text with every molecule at every level."""
+    assert model.alignment is not None
+    rows = [
+        torch.cat([model.rerank_scores(text, molecule).float() for molecule in molecules], dim=1)
+        for text in tqdm(texts, desc="token interaction", unit="block")
+    ]
+    scores = {
+        "global": (pairs.text @ pairs.smiles.T).cpu().numpy(),
+        "hierarchical": torch.cat(rows)[keep][:, keep].cpu().numpy(),
+    }
+    if model.loss.global_weight:
+        scale = float(model.alignment.logit_scale.exp())
+        scores["combined"] = scores["global"] / float(model.temperature) + scale * scores["hierarchical"]
+    right = relevance(pairs.molecule_id, pairs.text_id)
+    return pairs.result({name: _both_ways(values, right) for name, values in scores.items()})
 
 
 def _both_ways(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> dict[str, RankingMetrics]:
@@ -111,12 +224,21 @@ def _both_ways(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> dict[s
     }
 
 
-def _hierarchical_scores(
-    model: AtomasModel, texts: list[Embedding], molecules: list[Embedding], progress: bool
-) -> Tensor:
-    """[all texts, all molecules], block by block."""
-    rows = [
-        torch.cat([model.rerank_scores(text, molecule).float() for molecule in molecules], dim=1)
-        for text in tqdm(texts, desc="token interaction", unit="block", disable=not progress)
-    ]
-    return torch.cat(rows)
+def _reranked(
+    model: AtomasModel, pairs: _Pairs, stores: tuple[LevelStore, LevelStore], depth: int
+) -> RetrievalResult:
+    """Both directions, each query with its best candidates."""
+    for store in stores:
+        store.close(pairs.text.shape[1])
+    sides = (pairs.text, stores[0]), (pairs.smiles, stores[1])
+    identities = pairs.molecule_id, pairs.text_id
+    metrics: dict[str, dict[str, RankingMetrics]] = {"global": {}, "reranked": {}}
+    with Progress("re-ranking", 2 * len(pairs.text), unit="queries") as progress:
+        for direction, (queries, candidates) in zip(DIRECTIONS, (sides, sides[::-1]), strict=True):
+            by_global, by_both = rerank(
+                model, queries, candidates, identities, depth=depth,
+                queries_are_texts=direction == "text_to_molecule", progress=progress,
+            )  # fmt: skip
+            metrics["global"][direction] = by_global.metrics()
+            metrics["reranked"][direction] = by_both.metrics()
+    return pairs.result(metrics)

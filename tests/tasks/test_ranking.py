@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atomas.errors import AtomasError
-from atomas.tasks.ranking import ranking_metrics, relevance
+from atomas.tasks.ranking import RankCounts, ranking_metrics, relevance
 
 
 def test_perfect_and_reversed() -> None:
@@ -66,3 +66,24 @@ def test_broken_input_is_refused() -> None:
         ranking_metrics(np.full((2, 2), np.nan), np.eye(2, dtype=bool))
     with pytest.raises(ValueError, match="alike"):
         ranking_metrics(np.zeros((3, 2)), np.ones((3, 2), dtype=bool))
+
+
+def test_reranked_counts_against_sorting() -> None:
+    """Scores again for the nearest; everything else keeps its place behind them."""
+    from atomas.tasks.reranking import _merge
+
+    generator = np.random.default_rng(0)
+    queries, candidates, depth = 40, 30, 6
+    scores = generator.normal(size=(queries, candidates))
+    own = generator.integers(0, candidates, queries)
+    relevant = generator.random((queries, candidates)) < 0.05
+    relevant[np.arange(queries), own] = True
+    nearest = np.argsort(-scores, axis=1)[:, :depth]
+    again = generator.integers(0, 4, (queries, depth)).astype(float)  # with ties
+
+    whole = scores - scores.max() - 1  # below every new score, in the old order
+    np.put_along_axis(whole, nearest, again, axis=1)
+    expected = RankCounts.of(whole, relevant, own)
+    found = _merge(RankCounts.of(scores, relevant, own), again, relevant, own, nearest)
+    for name in ("greater", "tied_wrong", "tied_right", "rivals"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)

@@ -14,7 +14,12 @@ from atomas.cli import main
 from atomas.data.demo import build_demo_corpus
 from atomas.data.shards import Corpus
 from atomas.data.stream import evaluation_batches
-from atomas.tasks.retrieval import evaluate_retrieval
+from atomas.tasks.retrieval import (
+    Reranking,
+    RetrievalResult,
+    evaluate_all_scores,
+    evaluate_retrieval,
+)
 from atomas.training.model_files import read_model
 from tests.training.conftest import command
 
@@ -65,10 +70,55 @@ def test_scores_do_not_depend_on_batching_or_ranks(run: Path, corpus: Path) -> N
 
     def result(batch_size: int) -> np.ndarray:
         batches = evaluation_batches(split, tokenizer, batch_size=batch_size)
-        found = evaluate_retrieval(model, batches, torch.device("cpu"), hierarchical=True)
+        found = evaluate_all_scores(model, batches, torch.device("cpu"), reranking=None)
         return np.array([[m.mrr, m.median_rank] for d in found.metrics.values() for m in d.values()])
 
     np.testing.assert_allclose(result(3), result(64), rtol=1e-5)
+
+
+def test_reranking_everything_is_ranking_by_the_combined_score(
+    run: Path, corpus: Path, tmp_path: Path
+) -> None:
+    model, tokenizer, _ = read_model(next((run / "checkpoints").iterdir()))
+    split = Corpus.open(corpus).split("test")
+
+    def result(reranking: Reranking | None) -> RetrievalResult:
+        batches = evaluation_batches(split, tokenizer, batch_size=7)
+        return evaluate_all_scores(model, batches, torch.device("cpu"), reranking=reranking)
+
+    exhaustive = result(None)
+    reranked = result(Reranking(depth=10**6, folder=tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert set(reranked.metrics) == {"global", "reranked"}
+    for direction, expected in exhaustive.metrics["combined"].items():
+        found = reranked.metrics["reranked"][direction]
+        assert found.mrr == pytest.approx(expected.mrr, abs=0.02)  # half precision may turn near ties
+        assert reranked.metrics["global"][direction] == exhaustive.metrics["global"][direction]
+    one = result(Reranking(depth=1, folder=tmp_path))
+    for direction, expected in one.metrics["global"].items():
+        assert (
+            one.metrics["reranked"][direction].recall_at_1 == expected.recall_at_1
+        )  # nothing to put in order
+
+
+def test_blocks_do_not_matter(run: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer, _ = read_model(next((run / "checkpoints").iterdir()))
+    split = Corpus.open(corpus).split("test")
+    results = []
+    for entries in (1 << 24, 50):
+        monkeypatch.setattr("atomas.tasks.retrieval.SCORES_PER_BLOCK", entries)
+        batches = evaluation_batches(split, tokenizer, batch_size=64)
+        results.append(evaluate_retrieval(model, batches, torch.device("cpu")))
+    assert results[0] == results[1]
+
+
+def test_rerank_option(run: Path, corpus: Path, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    assert evaluate("--checkpoint", run, "--data", corpus, "--rerank", 3, "--report", file) == 0
+    report = json.loads(file.read_text())
+    assert report["reranked_candidates"] == 3
+    assert set(report["metrics"]) == {"global", "reranked"}
+    assert evaluate("--checkpoint", run, "--data", corpus, "--rerank", 0) == 2
 
 
 def test_momentum_weights_are_others_than_the_online_ones(run: Path) -> None:

@@ -23,6 +23,13 @@ def register(tasks: Any) -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="a corpus built by `atomas data`")
     parser.add_argument("--split", default="test", help="split of the corpus (default: test)")
     parser.add_argument("--max-pairs", type=int, metavar="N", help="the first N pairs only")
+    parser.add_argument(
+        "--rerank",
+        type=int,
+        metavar="N",
+        help="the hierarchy orders the N best candidates of each query, with the levels of all sequences kept in files "
+        "next to the report meanwhile (default: all pairs in galleries of up to 2,048, else 100)",
+    )
     parser.add_argument("--momentum", action="store_true", help="use the momentum copy of the encoder")
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="N", help="pairs in one pass (default: 64)"
@@ -47,5 +54,6 @@ def run(args: argparse.Namespace) -> None:
         momentum=args.momentum,
         batch_size=args.batch_size,
         device_name=args.device,
+        rerank=args.rerank,
         report=None if args.report is None else Path(args.report),
     )
