@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -51,7 +51,7 @@ class GenerationRun:
     report: Path
     batch_size: int
     """inputs that are decoded together"""
-    device: str
+    device: Literal["auto", "cpu", "cuda"]
     shard_weights: bool
     """1/W of the weights on each rank (ZeRO stage 3)"""
     decoding: DecodingSettings
