@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from atomas.errors import AtomasError
 from atomas.version import __version__
 
-COMMANDS = ("data", "train", "evaluate", "generate", "embed", "import_checkpoint", "export", "verify", "config", "demo")
+COMMANDS = (
+    "data",
+    "train",
+    "evaluate",
+    "generate",
+    "embed",
+    "import_checkpoint",
+    "export",
+    "verify",
+    "config",
+    "bench",
+    "demo",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

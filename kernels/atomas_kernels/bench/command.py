@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from atomas_kernels.bench.operators import Case, Operator
 
 OPERATORS = {
     "token_interaction": "interaction",
     "clustering": "clustering",
     "contrastive_cross_entropy": "contrastive",
+    "lm_cross_entropy": "language_model",
     "momentum_update": "momentum",
+    "attention": "attention",
 }
 """Module of each benchmark, imported when it is run."""
 
@@ -149,7 +153,7 @@ def _providers(operator: "Operator", names: list[str] | None) -> list[str]:
     return [name for name in operator.providers if names is None or name in names]
 
 
-def _cases(operator: "Operator", options: argparse.Namespace, device: object) -> "Iterator[Case]":
+def _cases(operator: "Operator", options: argparse.Namespace, device: "torch.device") -> "Iterator[Case]":
     """The suite's shapes with the batch sizes and widths that were asked for."""
     import torch
 
@@ -167,9 +171,7 @@ def _cases(operator: "Operator", options: argparse.Namespace, device: object) ->
                     shapes.append(wanted)
     for dtype in options.dtype:
         for shape in shapes:
-            yield Case.draw(
-                shape, dtype=getattr(torch, dtype), device=torch.device(device), seed=options.seed
-            )
+            yield Case.draw(shape, dtype=getattr(torch, dtype), device=device, seed=options.seed)
 
 
 def _shape(case: "Case") -> str:

@@ -43,8 +43,8 @@ def _problem(case: Case) -> _Problem:
     temperature = torch.tensor([_TEMPERATURE], device=case.device, requires_grad=True)
     if case.exact:
         temperature = temperature.detach().double().requires_grad_()
-    rest = (case.values(x) for x in (momentum_query, keys, queued))
-    return _Problem(case.leaf(query), *rest, temperature)
+    momentum_query, keys, queued = (case.values(x) for x in (momentum_query, keys, queued))
+    return _Problem(case.leaf(query), momentum_query, keys, queued, temperature)
 
 
 def _exact(case: Case, semantics: str) -> Prepared:

@@ -37,7 +37,8 @@ def _problem(case: Case, semantics: str = "masked") -> _Problem:
         weights = [case.values(torch.ones(int(n.sum()))) for n in lengths]
     else:
         weights = [case.leaf(segment_softmax(x, n.cpu())) for x, n in zip(logits, lengths, strict=True)]
-    return _Problem(*(case.leaf(x) for x in tokens), *weights, *lengths)
+    text, smiles = (case.leaf(x) for x in tokens)
+    return _Problem(text, smiles, weights[0], weights[1], *lengths)
 
 
 def _exact(case: Case, semantics: str) -> Prepared:

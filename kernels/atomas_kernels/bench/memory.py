@@ -1,7 +1,6 @@
 """Peak memory of an operation, and a limit that it meets before the machine does."""
 
 import ctypes
-import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -24,11 +23,10 @@ class Peak:
 def peak(device: torch.device) -> Iterator[Peak]:
     """Measures the largest memory held inside the block, beyond what was held at its start.
 
-    On the CPU this is the resident set (Linux: its high-water mark is reset first), on CUDA what torch
-    allocates.
+    On the CPU this is the resident set (Linux: its high-water mark is reset first; the kernel counts it to some
+    hundred KiB), on CUDA what torch allocates.
     """
     found = Peak()
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

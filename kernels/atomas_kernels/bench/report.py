@@ -120,7 +120,7 @@ def _memory() -> int:
 
 def _instruction_set() -> str | None:
     try:
-        from atomas_kernels.native import instruction_set
+        from atomas_kernels.native.machine import instruction_set
     except ImportError:
         return None
     return instruction_set
