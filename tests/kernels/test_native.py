@@ -257,3 +257,26 @@ def test_operators_stay_whole_under_torch_compile() -> None:
     expected = torch.autograd.grad(step(*leaves), leaves)
     got = torch.autograd.grad(compiled(*leaves), leaves)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_matches_found_again_give_the_same_gradient(
+    instruction_set: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Over one group of texts, over several, with empty sequences and with none.
+    for texts, molecules in (
+        ([40, 0, 7], [50, 3]),
+        ([1500, 700, 0, 30, 2040], [20, 0, 33]),
+        ([], [3]),
+        ([3], []),
+    ):
+        problem = _problem(texts, molecules, 20, 0)
+        problem[:2] = [x.to(dtype) for x in problem[:2]]
+
+        def run(limit: int, problem: list[Tensor] = problem) -> list[Tensor]:
+            monkeypatch.setattr(native_interaction, "saved_match_bytes", limit)
+            leaves = [x.detach().requires_grad_() for x in problem[:4]]
+            scores = native.token_interaction(*leaves, *problem[4:])
+            return [scores, *torch.autograd.grad(scores.square().sum(), leaves)]
+
+        assert all(torch.equal(a, b) for a, b in zip(run(2**30), run(-1), strict=True))
