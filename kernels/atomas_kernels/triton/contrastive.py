@@ -199,20 +199,30 @@ class _Operands(NamedTuple):
 
     def arguments(self, source: Tensor) -> tuple[Any, ...]:
         """The arguments with which every kernel that computes logits begins."""
-        columns = sum(len(x) for x in self.sources())
+        offset = 0 if source is self.keys else len(self.keys)
+        ignore = None if self.ignore is None else _aligned(self.ignore[:, offset : offset + len(source)])
         return (
             self.query,
             self.momentum,
             source,
             self.temperature,
             self.positive.contiguous(),
-            None if self.ignore is None else self.ignore.contiguous().view(torch.uint8),
+            ignore,
             len(self.query),
             len(source),
-            0 if source is self.keys else len(self.keys),
-            columns,
+            offset,
+            0 if ignore is None else ignore.stride(0),
             self.query.shape[1],
         )
+
+
+def _aligned(ignore: Tensor) -> Tensor:
+    """Bytes of a bool matrix whose rows are whole vectors of 16: padded where they are not."""
+    ignore = ignore.view(torch.uint8)
+    sizes = (ignore.data_ptr(), ignore.stride(0), ignore.shape[1])
+    if ignore.stride(1) == 1 and all(size % 16 == 0 for size in sizes):
+        return ignore
+    return torch.nn.functional.pad(ignore, (0, -ignore.shape[1] % 16)).contiguous()
 
 
 def _run_forward(operands: _Operands, alpha: float, best: Configuration) -> tuple[Tensor, Tensor]:
@@ -276,7 +286,7 @@ def _logits(  # type: ignore[no-untyped-def]
     rows,
     count,
     offset,
-    columns,
+    ignore_stride,
     width,
     row,
     key,
@@ -295,12 +305,15 @@ def _logits(  # type: ignore[no-untyped-def]
         student = tl.dot(q, k, student, input_precision=PRECISION)
         teacher = tl.dot(m, k, teacher, input_precision=PRECISION)
     scale = 1 / tl.load(temperature)
-    column = (offset + key)[None, :]
-    own = column == tl.load(positive + row, mask=row < rows, other=-1).to(tl.int32)[:, None]
+    own_key = tl.load(positive + row, mask=row < rows, other=-1).to(tl.int32) - offset
+    own = key[None, :] == own_key[:, None]
     counts = (key < count)[None, :]
     if ignore is not None:
-        inside = counts & (row < rows)[:, None]
-        ignored = tl.load(ignore + row[:, None].to(tl.int64) * columns + column, mask=inside, other=0)
+        # Whole vectors of 16: one address each, where a byte at a time would take all registers.
+        inside = (row < rows)[:, None] & (key < tl.cdiv(count, 16) * 16)[None, :]
+        ignored = tl.load(
+            ignore + row[:, None].to(tl.int64) * ignore_stride + key[None, :], mask=inside, other=0
+        )
         counts &= own | (ignored == 0)
     return tl.where(counts, student * scale, MASKED), tl.where(counts, teacher * scale, MASKED), own
 
@@ -324,7 +337,7 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
     rows,
     count,
     offset,
-    columns,
+    ignore_stride,
     width,
     partial,
     own_logit,
@@ -348,7 +361,7 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
         rows,
         count,
         offset,
-        columns,
+        ignore_stride,
         width,
         row,
         key,
@@ -457,7 +470,7 @@ def query_gradient_kernel(  # type: ignore[no-untyped-def]
     rows,
     count,
     offset,
-    columns,
+    ignore_stride,
     width,
     statistics,
     alpha,
@@ -485,7 +498,7 @@ def query_gradient_kernel(  # type: ignore[no-untyped-def]
             rows,
             count,
             offset,
-            columns,
+            ignore_stride,
             width,
             row,
             key,
@@ -512,7 +525,7 @@ def key_gradient_kernel(  # type: ignore[no-untyped-def]
     rows,
     count,
     offset,
-    columns,
+    ignore_stride,
     width,
     statistics,
     alpha,
@@ -536,7 +549,7 @@ def key_gradient_kernel(  # type: ignore[no-untyped-def]
             rows,
             count,
             offset,
-            columns,
+            ignore_stride,
             width,
             row,
             key,
@@ -554,9 +567,9 @@ def key_gradient_kernel(  # type: ignore[no-untyped-def]
 def variants(architecture: int) -> Iterator[Variant]:
     """Every kernel with every candidate and dtype; with `ignore`, which takes more than without."""
     pointers = {"temperature": "*fp32", "positive": "*i64", "ignore": "*u8", "statistics": "*fp32"}
-    integers = dict.fromkeys(("rows", "count", "offset", "columns", "tiles", "per_split"), "i32")
+    integers = dict.fromkeys(("rows", "count", "offset", "tiles", "per_split"), "i32")
     outputs = dict.fromkeys(("partial", "own_logit", "loss", "grad_keys"), "*fp32")
-    types = pointers | integers | outputs | {"width": "i32:16", "alpha": "fp32"}
+    types = pointers | integers | outputs | {"width": "i32:16", "ignore_stride": "i32:16", "alpha": "fp32"}
 
     def variant(kernel: Any, dtype: str, source: str, best: Configuration) -> Variant:
         names = types | {"query": f"*{dtype}", "momentum": f"*{dtype}", "source": f"*{source}"}
