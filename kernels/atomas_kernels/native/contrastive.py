@@ -62,9 +62,10 @@ def _contrastive(
     """Loss; logarithms of both softmax denominators [2, b]; gradients of query and temperature, or empty."""
     checks.index_range("positive", positive, keys.shape[0])
     outputs = _empty_outputs(query, with_gradients)
-    if query.shape[0] == 0:
-        return tuple(x.zero_() for x in outputs)
     loss, normalizer, *gradients = outputs
+    if query.shape[0] == 0:
+        loss.zero_()
+        return outputs
     _native.contrastive_forward(
         *_problem(query, momentum_query, keys, positive, temperature, queue, ignore, alpha),
         loss.data_ptr(),
@@ -104,7 +105,7 @@ def _problem(
 
 def _empty_outputs(query: Tensor, with_gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_query = torch.empty_like(query) if with_gradients else query.new_empty(0, 0)
-    return query.new_empty(()), query.new_empty(2, query.shape[0]), grad_query, query.new_empty(1)
+    return query.new_empty(()), query.new_empty(2, query.shape[0]), grad_query, query.new_zeros(1)
 
 
 @_contrastive.register_fake

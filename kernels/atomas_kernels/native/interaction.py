@@ -60,7 +60,8 @@ def _interaction(
     for name, side in zip(("text_lengths", "smiles_lengths"), sizes, strict=True):
         if max(side, default=0) > _LONGEST:
             raise ValueError(f"{name}: the native backend takes sequences of up to {_LONGEST} tokens")
-    scores, *matches = _empty_outputs(text, smiles, len(sizes[0]), len(sizes[1]), save_matches)
+    outputs = _empty_outputs(text, smiles, len(sizes[0]), len(sizes[1]), save_matches)
+    scores, *matches = outputs
     _native.interaction_forward(
         machine.instruction_set,
         machine.threads(),
@@ -70,7 +71,7 @@ def _interaction(
         *(x.data_ptr() for x in (text, smiles, text_weight, smiles_weight, scores)),
         *(x.data_ptr() if save_matches else 0 for x in matches),
     )
-    return scores, *matches
+    return outputs
 
 
 def _empty_outputs(
