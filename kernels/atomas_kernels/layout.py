@@ -58,8 +58,11 @@ class PaddedBatch:
     def pad(self, ragged: Tensor, fill: float = 0) -> Tensor:
         """[T, ...] -> [B, N, ...] with `fill` where there is no token, differentiable."""
         padded = ragged.new_full((*self.mask.shape, *ragged.shape[1:]), fill)
+        if ragged.numel() == 0:
+            # Part of the graph as every other result is.
+            return padded + ragged.sum()
         # Out of place, so that the gradient of the ragged values is a plain gather.
-        return padded.masked_scatter(self._expanded(padded), ragged) if ragged.numel() else padded
+        return padded.masked_scatter(self._expanded(padded), ragged)
 
     def _expanded(self, padded: Tensor) -> Tensor:
         return self.mask.view(*self.mask.shape, *(1 for _ in padded.shape[2:])).expand_as(padded)
