@@ -13,6 +13,5 @@ softmax of a few hundred weights (both a small share of a step).
 from atomas_kernels.native.clustering import cluster_merge, dpc_knn
 from atomas_kernels.native.contrastive import contrastive_cross_entropy
 from atomas_kernels.native.interaction import token_interaction
-from atomas_kernels.native.machine import instruction_set
 
-__all__ = ["cluster_merge", "contrastive_cross_entropy", "dpc_knn", "instruction_set", "token_interaction"]
+__all__ = ["cluster_merge", "contrastive_cross_entropy", "dpc_knn", "token_interaction"]
