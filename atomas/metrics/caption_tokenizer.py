@@ -7,6 +7,7 @@ ignore a `vocab_file` argument without a word and split texts into characters.
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ SCIBERT_VOCABULARY = "cf28af60d3f93fbd0503d74b4fba2ea5adf4e9ba5d272bebd2a9dad1e3
 NO_SCIBERT = f"no SciBERT vocabulary here: give the folder of {SCIBERT} with --tokenizer"
 MAX_TOKENS = 512  # of MolT5's script; what comes later is cut off
 _NOT_COUNTED = {"[PAD]", "[CLS]", "[SEP]"}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _FILES = ("tokenizer.json", "vocab.txt")
 
 
@@ -49,6 +51,8 @@ class CaptionTokenizer:
         """
         folder = Path(spec)
         if not folder.is_dir():
+            if not _HUB_NAME.fullmatch(str(spec)):
+                raise AtomasError(f"--tokenizer {spec}: there is no such folder")
             folder = _from_hub(str(spec), local_only=False)
         return CaptionTokenizer(_read(folder), folder.name)
 
@@ -104,13 +108,15 @@ def _from_words(words: Path) -> BertWordPieceTokenizer:
 
 def _from_hub(name: str, *, local_only: bool) -> Path:
     """The folder of a hub repository's tokenizer files; raises AtomasError if there are none."""
-    from transformers.utils.hub import cached_file
+    from transformers.utils.hub import LocalEntryNotFoundError, cached_file
 
     for file in _FILES:
         try:
             return Path(cached_file(name, file, local_files_only=local_only)).parent
-        except (OSError, ValueError):
-            continue
+        except (OSError, ValueError) as error:
+            unreachable = isinstance(error.__cause__, LocalEntryNotFoundError)
+            if unreachable and not local_only:  # the other file will not come either
+                break
     raise AtomasError(
         f"--tokenizer {name!r}: no such folder, and no {' or '.join(_FILES)} under that hub name within reach"
     )

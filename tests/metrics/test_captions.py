@@ -150,6 +150,12 @@ def test_a_folder_without_or_with_a_broken_tokenizer_is_one_line(tmp_path: Path)
         CaptionTokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("spec", ["/no/such/folder", "../nothing", "a/b/c"])
+def test_what_can_only_be_a_folder_is_not_asked_for_elsewhere(spec: str) -> None:
+    with pytest.raises(AtomasError, match=r"no such folder$"):
+        CaptionTokenizer.load(spec)
+
+
 def test_scibert_is_found_below_the_shared_folder(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
     monkeypatch.setenv("ATOMAS_SHARED", str(shared_data.parent))
     found = CaptionTokenizer.find()
