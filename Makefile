@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow lint format clean help
+.PHONY: setup demo bench test test-slow lint format clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -23,6 +23,19 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*) $(wildcard 
 
 demo: $(READY)  ## the main job on a generated corpus: build, train on 2 ranks, evaluate
 	$(BIN)/atomas demo
+
+BENCH := OMP_NUM_THREADS=1 $(BIN)/atomas bench
+MEASURED := docs/results/kernels_cpu
+
+bench: $(READY)  ## measure the operators anew on one core, which takes twenty minutes; draw, render the tables
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps maxsim-cpu==0.1.0
+	$(BENCH) kernels --shapes paper --mode bwd full --seconds 3 --json $(MEASURED)_float32.json
+	$(BENCH) kernels --shapes paper --mode bwd full --seconds 3 --dtype bfloat16 --op token_interaction \
+		--providers eager_padded compile_masked reference native --json $(MEASURED)_bfloat16.json
+	$(BENCH) kernels --shapes scale --mode bwd full --repeats 1 --op token_interaction \
+		--providers eager_padded eager_masked reference native --json $(MEASURED)_scale.json
+	$(BENCH) render $(MEASURED)_float32.json $(MEASURED)_bfloat16.json $(MEASURED)_scale.json --out docs/results/kernels
+	$(BIN)/python -m atomas.viz.tables
 
 test: $(READY)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m 'not slow'

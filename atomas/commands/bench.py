@@ -15,7 +15,7 @@ class _LateParser(argparse.ArgumentParser):
 
     declare: Callable[[argparse.ArgumentParser], None] | None = None
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As every parser does."""
         if self.declare is not None:
             self.declare(self)

@@ -119,7 +119,7 @@ OPERATOR = Operator(
     names=("dpc_knn", "cluster_merge"),
     shapes={
         "smoke": grid(batch=[4], width=[64], level=[1]),
-        "paper": grid(batch=[8, 32], width=[768], level=[0, 1]),
+        "paper": [*grid(batch=[8, 32], width=[768], level=[0]), *grid(batch=[32], width=[768], level=[1])],
         "scale": grid(batch=[64, 256, 1024], width=[768], level=[0]),
     },
     providers={

@@ -133,7 +133,10 @@ OPERATOR = Operator(
     names=("contrastive_cross_entropy",),
     shapes={
         "smoke": grid(batch=[8], width=[64], queue=[500]),
-        "paper": grid(batch=[8, 32], width=[768], queue=[0, 13200, 65536]),
+        "paper": [
+            *grid(batch=[8, 32], width=[768], queue=[13200]),
+            *grid(batch=[32], width=[768], queue=[0, 65536]),
+        ],
         "scale": grid(batch=[64, 256, 1024], width=[768], queue=[13200]),
     },
     providers={

@@ -82,15 +82,14 @@ class _Job:
         return watch.milliseconds()
 
     def warm_up(self, seconds: float) -> None:
-        """One run to load and compile, one for its memory; a long run is both, and already a sample."""
-        with memory.peak(self.device) as first:
-            times = self.sample()
-        if sum(times) > 1e3 * seconds and not self.provider.compiled:
-            self.samples, self.peak = [times], first.bytes
-            return
-        with memory.peak(self.device) as second:
-            self.sample()
-        self.peak = second.bytes
+        """A run to load and compile, and one for its memory; where runs are long, one is both and a sample."""
+        for cold in (True, False):
+            with memory.peak(self.device) as found:
+                times = self.sample()
+            self.peak = found.bytes
+            if sum(times) > 1e3 * seconds and not (cold and self.provider.compiled):
+                self.samples = [times]
+                return
 
     def times(self, mode: str) -> list[float]:
         return [sum(parts) if mode == "full" else parts[-1] for parts in self.samples]
@@ -102,6 +101,8 @@ def measure(operator: Operator, providers: Sequence[str], case: Case, plan: Plan
     The timed providers take turns, so that what else the machine does hits all alike.
     """
     gc.collect()  # of the case before
+    if any(name in operator.providers and operator.providers[name].compiled for name in providers):
+        torch.compiler.reset()  # or after some shapes it gives up and runs eagerly
     modes = modes_of(operator, plan.modes)
     oracle = _Oracle(operator, case)
     jobs: list[_Job] = []

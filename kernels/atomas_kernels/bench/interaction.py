@@ -177,7 +177,7 @@ OPERATOR = Operator(
     names=("token_interaction",),
     shapes={
         "smoke": grid(batch=[4], width=[64], level=[1]),
-        "paper": grid(batch=[8, 32], width=[768], level=[0, 1, 2]),
+        "paper": [*grid(batch=[8, 32], width=[768], level=[0]), *grid(batch=[32], width=[768], level=[1, 2])],
         "scale": grid(batch=[64, 256, 1024], width=[768], level=[0]),
     },
     providers={

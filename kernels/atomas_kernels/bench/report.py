@@ -102,7 +102,7 @@ def head(device: torch.device, packages: Iterable[str]) -> dict[str, Any]:
             **{name: version for name in ("triton", *sorted(packages)) if (version := _version(name))},
         },
         "commit": _git("rev-parse", "HEAD") or None,
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/kernels", ":/csrc")),
         "length_distribution": LENGTHS,
     }
 
