@@ -14,6 +14,7 @@ COMMANDS = (
     "evaluate",
     "generate",
     "embed",
+    "visualize",
     "import_checkpoint",
     "export",
     "verify",

@@ -4,7 +4,7 @@ All lengths are points. The colours are Paul Tol's light scheme, made for dark t
 colour-blind; the numbers say the same again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ MAX_TEXT, MAX_SMILES = 1500, 400
 """Characters that are shown."""
 
 
-def draw_alignment(pair: PairMatches, path: Path, *, title: str) -> None:
-    """Draw all levels of `pair` into `path`, PNG or SVG by its ending.
+def draw_alignment(pair: PairMatches, paths: Iterable[Path], *, title: str) -> None:
+    """Draw all levels of `pair` once, and write every one of `paths`: PNG or SVG by its ending.
 
     Raises:
         InvalidMoleculeError: RDKit cannot draw the molecule.
@@ -64,7 +64,8 @@ def draw_alignment(pair: PairMatches, path: Path, *, title: str) -> None:
             f"At most {len(PALETTE)} matches of a level are coloured, the strongest."
         )
         axes.text(MARGIN, top + FOOTER / 2 - 3, note, size=8.5, color=FAINT, va="center")
-        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else {})
+        for path in paths:
+            figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else {})
         plt.close(figure)
 
 
