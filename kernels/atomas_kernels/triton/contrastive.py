@@ -58,13 +58,13 @@ class Configuration(NamedTuple):
 
 def _forward_candidates(architecture: int, dtype: str) -> list[Configuration]:
     if dtype == "fp32":
-        return [Configuration(64, 64, 32, 8, 2)]
+        return [Configuration(64, 32 if architecture == 80 else 64, 32, 8, 2)]
     return [Configuration(64, 128, 64, 8, 3), Configuration(64, 64, 64, 4, 3)]
 
 
 def _backward_candidates(architecture: int, dtype: str) -> list[Configuration]:
     if dtype == "fp32":
-        return [Configuration(64, 64, 32, 8, 2)]
+        return [Configuration(64, 32, 32, 8, 2)]
     return [Configuration(64, 128, 64, 8, 3), Configuration(64, 64, 64, 4, 3)]
 
 
