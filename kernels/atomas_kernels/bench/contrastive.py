@@ -150,4 +150,5 @@ OPERATOR = Operator(
     },
     exact=_exact,
     flops=_flops,
+    ragged=False,
 )

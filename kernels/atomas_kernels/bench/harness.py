@@ -315,7 +315,7 @@ def _upstream(output: Tensor) -> Tensor:
 def _row(operator: Operator, name: str, case: Case, mode: str) -> Row:
     provider = operator.providers.get(name)
     lengths = {}
-    if len(case.text_lengths):
+    if operator.ragged:
         lengths = {
             "text": int(case.text_lengths.sum()),
             "smiles": int(case.smiles_lengths.sum()),

@@ -107,10 +107,11 @@ OPERATOR = Operator(
         "eager_masked": Provider(build=_provider(eager_masked)),
         "compile_masked": Provider(build=_provider(compiled(eager_masked)), compiled=True),
         "reference": Provider(build=_provider(atomas_kernels.lm_cross_entropy), backend="reference"),
-        "torch": Provider(build=_torch(_torch_chunked), package="torch"),
-        "torch_masked": Provider(build=_torch(_torch_chunked_masked), package="torch"),
+        "torch-linear-cross-entropy": Provider(build=_torch(_torch_chunked), package="torch"),
+        "torch-linear-cross-entropy-masked": Provider(build=_torch(_torch_chunked_masked), package="torch"),
         "liger-kernel": Provider(build=_liger, package="liger-kernel", device="cuda"),
     },
     exact=_exact,
     flops=_flops,
+    ragged=False,
 )

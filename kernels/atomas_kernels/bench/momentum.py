@@ -103,4 +103,5 @@ OPERATOR = Operator(
     },
     exact=_exact,
     differentiable=False,
+    ragged=False,
 )

@@ -109,6 +109,8 @@ class Operator:
     flops: Callable[[Case], tuple[float, float]] | None = None
     """Operations that the ragged problem needs, forward and backward; None where memory alone counts."""
     differentiable: bool = True
+    ragged: bool = True
+    """Whether the lengths of texts and SMILES matter."""
 
 
 def grid(**sizes: Sequence[int]) -> list[dict[str, int]]:
