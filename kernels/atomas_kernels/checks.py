@@ -104,15 +104,21 @@ def fraction(name: str, value: float, *, zero: bool = False) -> None:
 
 
 def positive_int(name: str, value: int) -> None:
-    """An integer >= 1."""
+    """An integer >= 1 that compiled code can hold."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
+    if not 1 <= value < 2**31:
+        raise ValueError(f"{name}: expected 1 to 2^31 - 1, got {value}")
 
 
 def momentum_pairs(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Targets are float32 and pair up with sources of the same shapes and devices."""
+    for name, tensors in (("targets", targets), ("sources", sources)):
+        if not isinstance(tensors, (list, tuple)):
+            raise TypeError(f"{name}: expected a list of tensors, got {type(tensors).__name__}")
+        for index, value in enumerate(tensors):
+            if not isinstance(value, Tensor) or value.layout is not torch.strided:
+                raise TypeError(f"{name}: number {index} is no dense tensor")
     if len(targets) != len(sources):
         raise ValueError(f"sources: {len(sources)} tensors for {len(targets)} targets")
     for index, (target, source) in enumerate(zip(targets, sources, strict=True)):

@@ -38,6 +38,7 @@ class PaddedBatch:
 
     def __init__(self, name: str, padded: Tensor, lengths_name: str, lengths: Tensor) -> None:
         """Layout of `padded` [B, N, ...]; ValueError, naming the argument, where `lengths` do not fit it."""
+        checks.tensor(name, padded, dims=max(2, checks.dims(name, padded)), device=None)
         checks.lengths(lengths_name, lengths, device=padded.device)
         checks.same_size(lengths_name, lengths, 0, name, padded, 0)
         places = padded.shape[1]
@@ -49,6 +50,7 @@ class PaddedBatch:
 
     def pack(self, name: str, padded: Tensor) -> Tensor:
         """[B, N, ...] -> [T, ...], differentiable; `name` is the argument that an error is about."""
+        checks.tensor(name, padded, dims=checks.dims(name, padded), device=self.mask.device)
         if padded.shape[:2] != self.mask.shape:
             raise ValueError(
                 f"{name}: expected {tuple(self.mask.shape)} first, got shape {tuple(padded.shape)}"
