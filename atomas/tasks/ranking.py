@@ -7,13 +7,14 @@ model which scores everything alike gets chance, not 100 % and not 0.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomas.errors import AtomasError
+from atomas.metrics.resampling import Bootstrap, bootstrap_intervals, mean_over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +30,14 @@ class RankingMetrics:
     """Only the row's own partner counts, and a tie is lost: a lower bound, comparable with any published count."""
     tied_queries: int
     """Queries whose best right candidate scores exactly as some wrong one."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Of recalls and mrr over resamples of the queries, where they were asked for."""
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return asdict(self)
+        """The numbers for JSON, without intervals."""
+        values = asdict(self)
+        del values["intervals"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,19 +86,27 @@ class RankCounts:
         names = ("greater", "tied_wrong", "tied_right", "rivals")
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
-    def metrics(self) -> RankingMetrics:
-        """Means over the queries."""
+    def metrics(self, bootstrap: Bootstrap | None = None) -> RankingMetrics:
+        """Means over the queries, with intervals if a `bootstrap` is given."""
         triples = list(
             zip(self.greater.tolist(), self.tied_wrong.tolist(), self.tied_right.tolist(), strict=True)
         )
+        of_query = {
+            "recall_at_1": [_recall(1, *t) for t in triples],
+            "recall_at_5": [_recall(5, *t) for t in triples],
+            "recall_at_10": [_recall(10, *t) for t in triples],
+            "mrr": [_reciprocal(*t) for t in triples],
+            "strict_recall_at_1": (self.rivals == 0).astype(float).tolist(),
+        }
+        intervals = {}
+        if bootstrap is not None:
+            statistics = {name: mean_over(np.array(values)) for name, values in of_query.items()}
+            intervals = bootstrap_intervals(statistics, bootstrap)
         return RankingMetrics(
-            recall_at_1=_mean([_recall(1, *t) for t in triples]),
-            recall_at_5=_mean([_recall(5, *t) for t in triples]),
-            recall_at_10=_mean([_recall(10, *t) for t in triples]),
-            mrr=_mean([_reciprocal(*t) for t in triples]),
+            **{name: sum(values) / max(1, len(values)) for name, values in of_query.items()},
             median_rank=float(np.median(self.greater + 1 + self.tied_wrong / (self.tied_right + 1))),
-            strict_recall_at_1=float((self.rivals == 0).mean()),
             tied_queries=int((self.tied_wrong > 0).sum()),
+            intervals=intervals,
         )
 
 
@@ -140,7 +153,3 @@ def _reciprocal(greater: int, wrong: int, right: int) -> float:
         total += here / (greater + 1 + place)
         before -= here
     return total
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / max(1, len(values))

@@ -16,7 +16,9 @@ from atomas.data.stream import evaluation_batches
 from atomas.distributed.process_group import resolve_device
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
+from atomas.metrics.resampling import Bootstrap
 from atomas.model.atomas import AtomasModel
+from atomas.tasks.ranking import RankingMetrics
 from atomas.tasks.retrieval import (
     DIRECTIONS,
     EXHAUSTIVE_PAIRS,
@@ -76,7 +78,7 @@ def retrieval_report(
     )  # fmt: skip
     pairs = min(max_pairs or corpus.split(split).num_records, corpus.split(split).num_records)
     reranking = _reranking(rerank, pairs, model, report)
-    result = evaluate_all_scores(model, batches, device, reranking=reranking)
+    result = evaluate_all_scores(model, batches, device, reranking=reranking, bootstrap=Bootstrap())
     if result.pairs < 2:
         raise AtomasError(f"split {split!r} of {data} has {result.pairs} pair(s); retrieval needs at least 2")
     _show(result, folder, split)
@@ -94,6 +96,7 @@ def retrieval_report(
                 "seed": config.run.seed,
                 "training": training_config(config),
                 "counting": COUNTING,
+                "bootstrap": {"method": "percentile", **dataclasses.asdict(Bootstrap())},
                 "reranked_candidates": None if reranking is None else reranking.depth,
                 **result_json(result),
                 "environment": environment(device, 1),
@@ -132,14 +135,24 @@ def result_json(result: RetrievalResult) -> dict[str, Any]:
             score: {direction: values[direction].as_dict() for direction in DIRECTIONS}
             for score, values in result.metrics.items()
         },
+        "intervals": {
+            score: {direction: dict(values[direction].intervals) for direction in DIRECTIONS}
+            for score, values in result.metrics.items()
+        },
     }
+
+
+def _percent(metrics: RankingMetrics, name: str) -> str:
+    low, high = metrics.intervals[name]
+    return f"{100 * getattr(metrics, name):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _show(result: RetrievalResult, checkpoint: Path, split: str) -> None:
     table = Table(
         title=f"{checkpoint.name}: {result.pairs} pairs of {split!r}, {result.distinct_molecules} molecules, "
         f"{result.distinct_texts} texts",
-        caption="same molecule or text is right; equal scores are in random order",
+        caption="same molecule or text is right; equal scores are in random order; "
+        "in brackets the 95 % interval over resampled queries",
     )
     for column in ("score", "direction"):
         table.add_column(column, no_wrap=True)
@@ -151,7 +164,8 @@ def _show(result: RetrievalResult, checkpoint: Path, split: str) -> None:
             table.add_row(
                 score,
                 direction.replace("_", " "),
-                *(f"{100 * value:.1f}" for value in (m.recall_at_1, m.recall_at_5, m.recall_at_10)),
+                _percent(m, "recall_at_1"),
+                *(f"{100 * value:.1f}" for value in (m.recall_at_5, m.recall_at_10)),
                 f"{m.mrr:.3f}",
                 f"{m.median_rank:g}",
                 f"{100 * m.strict_recall_at_1:.1f}",

@@ -22,8 +22,9 @@ from tqdm import tqdm
 from atomas.data.batching import PairBatch
 from atomas.data.progress import Progress
 from atomas.distributed.gather import gather_rows
+from atomas.metrics.resampling import Bootstrap
 from atomas.model.atomas import AtomasModel, Embedding
-from atomas.tasks.ranking import RankCounts, RankingMetrics, ranking_metrics, relevance
+from atomas.tasks.ranking import RankCounts, RankingMetrics, relevance
 from atomas.tasks.reranking import LevelStore, rerank
 
 DIRECTIONS = ("text_to_molecule", "molecule_to_text")
@@ -76,6 +77,7 @@ def evaluate_retrieval(
     device: torch.device,
     *,
     progress: bool = False,
+    bootstrap: Bootstrap | None = None,
 ) -> RetrievalResult:
     """Rank every molecule for every text and the reverse by the global score.
 
@@ -85,11 +87,12 @@ def evaluate_retrieval(
             in step. Every rank gives equally many.
         device: where the model lives.
         progress: show bars.
+        bootstrap: asks for intervals.
     """
     gallery = _Gallery()
     for batch, keep, text, smiles in _embedded(model, batches, device, progress):
         gallery.add(batch, keep, text, smiles)
-    return gallery.gathered().result_by_global()
+    return gallery.gathered().result_by_global(bootstrap)
 
 
 @torch.no_grad()
@@ -99,13 +102,14 @@ def evaluate_all_scores(
     device: torch.device,
     *,
     reranking: Reranking | None,
+    bootstrap: Bootstrap | None = None,
 ) -> RetrievalResult:
     """As `evaluate_retrieval`, with the scores of the hierarchy where the model has one. One process only.
 
-    `reranking` None computes them for all pairs.
+    `reranking` None computes them for all pairs; `bootstrap` asks for intervals.
     """
     if model.alignment is None:
-        return evaluate_retrieval(model, batches, device, progress=True)
+        return evaluate_retrieval(model, batches, device, progress=True, bootstrap=bootstrap)
     gallery = _Gallery()
     texts: list[Embedding] = []
     molecules: list[Embedding] = []
@@ -114,14 +118,15 @@ def evaluate_all_scores(
             gallery.add(batch, keep, text, smiles)
             texts.append(text)
             molecules.append(smiles)
-        return _exhaustive(model, gallery.gathered(), texts, molecules, torch.cat(gallery.keep))
+        own = torch.cat(gallery.keep)
+        return _exhaustive(model, gallery.gathered(), texts, molecules, own, bootstrap)
     with tempfile.TemporaryDirectory(dir=reranking.folder, prefix=".levels-") as folder:
         stores = LevelStore(Path(folder) / "text"), LevelStore(Path(folder) / "smiles")
         for batch, keep, text, smiles in _embedded(model, batches, device, progress=True):
             gallery.add(batch, keep, text, smiles)
             stores[0].append(text.levels, keep)
             stores[1].append(smiles.levels, keep)
-        return _reranked(model, gallery.gathered(), stores, reranking.depth)
+        return _reranked(model, gallery.gathered(), stores, reranking.depth, bootstrap)
 
 
 class _Gallery:
@@ -172,10 +177,12 @@ class _Pairs:
             metrics=metrics,
         )
 
-    def result_by_global(self) -> RetrievalResult:
+    def result_by_global(self, bootstrap: Bootstrap | None) -> RetrievalResult:
         """Both directions by the inner product of the features, a block of queries at a time."""
         both = zip(DIRECTIONS, ((self.text, self.smiles), (self.smiles, self.text)), strict=True)
-        return self.result({"global": {name: self._counts(*sides).metrics() for name, sides in both}})
+        return self.result(
+            {"global": {name: self._counts(*sides).metrics(bootstrap) for name, sides in both}}
+        )
 
     def _counts(self, queries: Tensor, candidates: Tensor) -> RankCounts:
         size = max(1, SCORES_PER_BLOCK // max(1, len(queries)))
@@ -198,7 +205,12 @@ def _embedded(
 
 
 def _exhaustive(
-    model: AtomasModel, pairs: _Pairs, texts: list[Embedding], molecules: list[Embedding], keep: Tensor
+    model: AtomasModel,
+    pairs: _Pairs,
+    texts: list[Embedding],
+    molecules: list[Embedding],
+    keep: Tensor,
+    bootstrap: Bootstrap | None,
 ) -> RetrievalResult:
     """Every text with every molecule at every level."""
     assert model.alignment is not None
@@ -214,18 +226,24 @@ def _exhaustive(
         scale = float(model.alignment.logit_scale.exp())
         scores["combined"] = scores["global"] / float(model.temperature) + scale * scores["hierarchical"]
     right = relevance(pairs.molecule_id, pairs.text_id)
-    return pairs.result({name: _both_ways(values, right) for name, values in scores.items()})
-
-
-def _both_ways(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> dict[str, RankingMetrics]:
-    return {
-        "text_to_molecule": ranking_metrics(scores, right),
-        "molecule_to_text": ranking_metrics(scores.T, right.T),
-    }
+    own = np.arange(len(right))
+    return pairs.result(
+        {
+            name: {
+                "text_to_molecule": RankCounts.of(values, right, own).metrics(bootstrap),
+                "molecule_to_text": RankCounts.of(values.T, right.T, own).metrics(bootstrap),
+            }
+            for name, values in scores.items()
+        }
+    )
 
 
 def _reranked(
-    model: AtomasModel, pairs: _Pairs, stores: tuple[LevelStore, LevelStore], depth: int
+    model: AtomasModel,
+    pairs: _Pairs,
+    stores: tuple[LevelStore, LevelStore],
+    depth: int,
+    bootstrap: Bootstrap | None,
 ) -> RetrievalResult:
     """Both directions, each query with its best candidates."""
     for store in stores:
@@ -239,6 +257,6 @@ def _reranked(
                 model, queries, candidates, identities, depth=depth,
                 queries_are_texts=direction == "text_to_molecule", progress=progress,
             )  # fmt: skip
-            metrics["global"][direction] = by_global.metrics()
-            metrics["reranked"][direction] = by_both.metrics()
+            metrics["global"][direction] = by_global.metrics(bootstrap)
+            metrics["reranked"][direction] = by_both.metrics(bootstrap)
     return pairs.result(metrics)
