@@ -33,7 +33,7 @@ INSTRUCTION_SETS = {"baseline": ""} | ({"avx2": "-mavx2 -mfma", "avx512": AVX512
 AMX = f"-DATOMAS_AMX {AVX512} -mavx512bf16 -mamx-tile -mamx-bf16"
 AMX_EMULATED = "-DATOMAS_AMX -DATOMAS_AMX_EMULATED"
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast"
-CUDA_SOURCES = ["cuda/clustering.cu", "cuda/momentum.cu", "cuda/errors.cu"]
+CUDA_SOURCES = ["cuda/clustering.cu", "cuda/merging.cu", "cuda/momentum.cu", "cuda/errors.cu"]
 # Compute capabilities with code of their own, where this nvcc knows them; later GPUs translate the last one's PTX.
 CUDA_ARCHITECTURES = (80, 90, 100)
 # No contraction: a product is rounded once only where the source says fmaf.

@@ -250,18 +250,17 @@ __global__ void __launch_bounds__(kSequenceThreads, 2)
 }
 
 template <typename Token>
-cudaError_t launch_distances(const Batch& batch, const void* tokens, int64_t longest, float* squares, void* stream) {
+cudaError_t launch_distances(const Batch& batch, const Token* tokens, int64_t longest, float* squares, void* stream) {
   const int64_t rows = (longest + kTile - 1) / kTile;
   const dim3 grid(static_cast<unsigned>(batch.count), static_cast<unsigned>(rows * (rows + 1) / 2));
-  return launch(square_distances<Token>, grid, kTileThreads, stream, batch, static_cast<const Token*>(tokens), squares);
+  return launch(square_distances<Token>, grid, kTileThreads, stream, batch, tokens, squares);
 }
 
 }  // namespace
 }  // namespace atomas
 
 // Labels of every token within its sequence. `squares` has room for the sum of squared lengths, `findings` for four
-// values per token; `longest` is the largest length,
-// at least 1.
+// values per token; `longest` is the largest length, at least 1.
 ATOMAS_OPERATOR int atomas_dpc_knn(int device, void* stream, atomas::Dtype dtype, const void* tokens,
                                    const int64_t* lengths, const int64_t* ends, const int64_t* cluster_counts,
                                    int64_t count, int64_t total, int64_t longest, int64_t width, int64_t neighbours,
@@ -270,17 +269,9 @@ ATOMAS_OPERATOR int atomas_dpc_knn(int device, void* stream, atomas::Dtype dtype
   const Batch batch = {lengths, ends, count, width};
   cudaError_t status = cudaSetDevice(device);
   if (status != cudaSuccess) return status;
-  switch (dtype) {
-    case Dtype::kFloat32:
-      status = launch_distances<float>(batch, tokens, longest, squares, stream);
-      break;
-    case Dtype::kBfloat16:
-      status = launch_distances<__nv_bfloat16>(batch, tokens, longest, squares, stream);
-      break;
-    case Dtype::kFloat16:
-      status = launch_distances<__half>(batch, tokens, longest, squares, stream);
-      break;
-  }
+  status = with_dtype(dtype, tokens, [&](auto* typed) {
+    return launch_distances(batch, typed, longest, squares, stream);
+  });
   if (status != cudaSuccess) return status;
   const Findings found = {findings, findings + total, findings + 2 * total,
                           reinterpret_cast<int*>(findings + 3 * total)};

@@ -20,6 +20,20 @@ __device__ inline float to_float(float value) { return value; }
 __device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 __device__ inline float to_float(__half value) { return __half2float(value); }
 
+// Calls `function` with the tokens as what they are.
+template <typename Function>
+cudaError_t with_dtype(Dtype dtype, const void* tokens, Function function) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return function(static_cast<const float*>(tokens));
+    case Dtype::kBfloat16:
+      return function(static_cast<const __nv_bfloat16*>(tokens));
+    case Dtype::kFloat16:
+      return function(static_cast<const __half*>(tokens));
+  }
+  return cudaErrorInvalidValue;
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, void* stream, Arguments... arguments) {
   cudaLaunchConfig_t config = {};

@@ -57,8 +57,8 @@ def _native(name: str) -> Implementation:
     return Implementation(backend="native", target=target, device="cpu", dtypes=_HALF_AND_SINGLE)
 
 
-def _cuda(name: str) -> Implementation:
-    target = f"atomas_kernels.cuda:{name}"
+def _cuda(module: str, name: str) -> Implementation:
+    target = f"atomas_kernels.cuda.{module}:{name}"
     return Implementation(backend="native", target=target, device="cuda", dtypes=_HALF_AND_SINGLE)
 
 
@@ -75,10 +75,14 @@ _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "dpc_knn": (
         _native("dpc_knn"),
         _reference("clustering", "dpc_knn"),
-        _cuda("dpc_knn"),
+        _cuda("clustering", "dpc_knn"),
         _triton("clustering", "dpc_knn"),
     ),
-    "cluster_merge": (_native("cluster_merge"), _reference("clustering", "cluster_merge")),
+    "cluster_merge": (
+        _native("cluster_merge"),
+        _reference("clustering", "cluster_merge"),
+        _cuda("clustering", "cluster_merge"),
+    ),
     "token_interaction": (_native("token_interaction"), _reference("interaction", "token_interaction")),
     "packed_attention": (
         _reference("attention", "packed_attention"),
@@ -95,7 +99,7 @@ _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
         _reference("contrastive", "contrastive_cross_entropy"),
     ),
     "lm_cross_entropy": (_reference("language_model", "lm_cross_entropy"),),
-    "momentum_update": (_reference("momentum", "momentum_update"), _cuda("momentum_update")),
+    "momentum_update": (_reference("momentum", "momentum_update"), _cuda("momentum", "momentum_update")),
 }
 
 

@@ -11,10 +11,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -68,16 +68,24 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="module")
-def cuda(emulated_library: ctypes.CDLL) -> Iterator[ModuleType]:
-    """The module of the operators over the emulated library, taking CPU tensors."""
+def cuda(emulated_library: ctypes.CDLL) -> Iterator[SimpleNamespace]:
+    """The operators of the CUDA backend over the emulated library, taking CPU tensors."""
     with mock.patch.object(ctypes, "CDLL", return_value=emulated_library):  # where the real one is not built
-        from atomas_kernels import cuda
-    for operator in (cuda._cluster, cuda._interpolate):
+        from atomas_kernels.cuda import clustering, library
+        from atomas_kernels.cuda import momentum as cuda_momentum
+    custom = (clustering._cluster, clustering._merge, clustering._merge_backward, cuda_momentum._interpolate)
+    for operator in custom:
         operator.register_kernel("cpu")(operator._init_fn)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "_library", emulated_library)
-        patch.setattr(cuda, "_stream_of", lambda tensor: nullcontext((0, 0)))
-        yield cuda
+        patch.setattr(library, "_library", emulated_library)
+        patch.setattr(library, "_stream_of", lambda tensor: nullcontext((0, 0)))
+        yield SimpleNamespace(
+            dpc_knn=clustering.dpc_knn,
+            cluster_merge=clustering.cluster_merge,
+            momentum_update=cuda_momentum.momentum_update,
+            custom=custom,
+            library=library,
+        )
 
 
 @pytest.fixture(params=[1, -1], ids=["forwards", "backwards"])
@@ -90,7 +98,7 @@ def order(request: pytest.FixtureRequest, emulated_library: ctypes.CDLL) -> Iter
 
 
 def _assert_is_the_reference(
-    cuda: ModuleType, tokens: Tensor, sizes: list[int], *, ratio: float = 0.25, k: int = 3
+    cuda: SimpleNamespace, tokens: Tensor, sizes: list[int], *, ratio: float = 0.25, k: int = 3
 ) -> None:
     lengths = torch.tensor(sizes, dtype=torch.int64)
     got, expected = (op.dpc_knn(tokens, lengths, ratio=ratio, k=k) for op in (cuda, reference))
@@ -102,7 +110,9 @@ def _assert_is_the_reference(
     "sizes", [[], [0, 0], [1], [64, 0, 2], [63, 65, 1], [127, 128, 129], [511], [512, 3], [515]]
 )
 @pytest.mark.parametrize("width", [1, 15, 40])
-def test_clustering_at_the_tiles_edges(cuda: ModuleType, order: None, sizes: list[int], width: int) -> None:
+def test_clustering_at_the_tiles_edges(
+    cuda: SimpleNamespace, order: None, sizes: list[int], width: int
+) -> None:
     generator = torch.Generator().manual_seed(width)
     tokens = torch.randn(sum(sizes), width, generator=generator)
     if width == 1:  # a line has too many near ties to be random
@@ -120,7 +130,7 @@ def test_clustering_at_the_tiles_edges(cuda: ModuleType, order: None, sizes: lis
     seed=st.integers(0, 99),
 )
 def test_clustering_with_exact_ties(
-    cuda: ModuleType, sizes: list[int], width: int, ratio: float, k: int, dtype: torch.dtype, seed: int
+    cuda: SimpleNamespace, sizes: list[int], width: int, ratio: float, k: int, dtype: torch.dtype, seed: int
 ) -> None:
     # Small integers: distances are exact, duplicates and ties abound.
     generator = torch.Generator().manual_seed(seed)
@@ -129,21 +139,21 @@ def test_clustering_with_exact_ties(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_read_as_it_is(cuda: ModuleType, dtype: torch.dtype) -> None:
+def test_half_precision_is_read_as_it_is(cuda: SimpleNamespace, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     exponent = torch.randint(-20, 4, (90, 24), generator=generator).float()
     tokens = (torch.randn(90, 24, generator=generator) * exponent.exp2()).to(dtype)  # subnormal halves too
     _assert_is_the_reference(cuda, tokens, [70, 20])
 
 
-def test_equal_tokens_are_at_distance_zero(cuda: ModuleType) -> None:
+def test_equal_tokens_are_at_distance_zero(cuda: SimpleNamespace) -> None:
     token = torch.randn(1, 48, generator=torch.Generator().manual_seed(0)) * 1e3
     _assert_is_the_reference(cuda, token.repeat(70, 1), [70], k=5)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 def test_a_token_that_is_not_finite_counts_as_infinitely_far(
-    cuda: ModuleType, order: None, poison: float
+    cuda: SimpleNamespace, order: None, poison: float
 ) -> None:
     tokens = torch.randn(150, 8, generator=torch.Generator().manual_seed(0))
     tokens[[14, 140], [2, 5]] = poison
@@ -151,7 +161,7 @@ def test_a_token_that_is_not_finite_counts_as_infinitely_far(
     _assert_is_the_reference(cuda, torch.full((5, 3), poison), [5])
 
 
-def test_a_sequence_does_not_depend_on_its_batch(cuda: ModuleType) -> None:
+def test_a_sequence_does_not_depend_on_its_batch(cuda: SimpleNamespace) -> None:
     sizes = [70, 0, 130, 3]
     tokens = torch.randn(sum(sizes), 20, generator=torch.Generator().manual_seed(0))
     whole = cuda.dpc_knn(tokens, torch.tensor(sizes), ratio=0.25, k=3)[0].split(sizes)
@@ -159,12 +169,12 @@ def test_a_sequence_does_not_depend_on_its_batch(cuda: ModuleType) -> None:
         assert torch.equal(cuda.dpc_knn(part, torch.tensor([size]), ratio=0.25, k=3)[0], labels)
 
 
-def test_strided_tokens_are_taken_as_they_are(cuda: ModuleType) -> None:
+def test_strided_tokens_are_taken_as_they_are(cuda: SimpleNamespace) -> None:
     tokens = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
     _assert_is_the_reference(cuda, torch.stack([tokens, tokens], dim=-1)[..., 0], [40])
 
 
-def test_wrong_lengths_never_reach_the_kernel(cuda: ModuleType) -> None:
+def test_wrong_lengths_never_reach_the_kernel(cuda: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match=r"^lengths: lengths sum to 5, but there are 4 tokens"):
         cuda.dpc_knn(torch.randn(4, 2), torch.tensor([5]), ratio=0.5, k=3)
     with pytest.raises(ValueError, match=r"^lengths: negative length -1"):
@@ -173,8 +183,39 @@ def test_wrong_lengths_never_reach_the_kernel(cuda: ModuleType) -> None:
         cuda.dpc_knn(torch.randn(23105, 1), torch.tensor([23105]), ratio=0.5, k=3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [1, 128, 130])
+def test_merge_is_the_reference(cuda: SimpleNamespace, order: None, width: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(width)
+    lengths, counts = torch.tensor([0, 9, 0, 1, 70, 2, 0]), torch.tensor([0, 3, 0, 1, 30, 2, 0])
+    tokens = torch.randn(82, width, generator=generator).to(dtype)
+    weight = torch.rand(82, generator=generator)
+    # Random members: some clusters are empty.
+    highest = counts.repeat_interleave(lengths)
+    labels = (torch.rand(82, generator=generator) * highest).long()
+
+    def run(operator: Callable[..., Tensor], rounded: torch.dtype) -> list[Tensor]:
+        leaves = [tokens.to(rounded).requires_grad_(), weight.clone().requires_grad_()]
+        merged = operator(*leaves, labels, lengths, counts)
+        assert merged.dtype == rounded
+        upstream = torch.linspace(-1, 1, merged.numel()).view_as(merged).to(dtype).to(rounded)
+        return [merged, *torch.autograd.grad((merged * upstream).sum(), leaves)]
+
+    # Half precision is computed in float32 and rounded at the end.
+    pairs = zip(run(cuda.cluster_merge, dtype), run(reference.cluster_merge, torch.float32), strict=True)
+    for got, expected in pairs:
+        tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
+        assert (got.float() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_merge_refuses_labels_that_have_no_cluster(cuda: SimpleNamespace) -> None:
+    tokens, ones = torch.randn(3, 2), torch.ones(3)
+    with pytest.raises(ValueError, match=r"^assignment: an index is out of range"):
+        cuda.cluster_merge(tokens, ones, torch.tensor([0, 0, 1]), torch.tensor([2, 1]), torch.tensor([1, 1]))
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 0.995, 1.0])
-def test_momentum_update_is_the_reference_to_the_bit(cuda: ModuleType, order: None, rate: float) -> None:
+def test_momentum_update_is_the_reference_to_the_bit(cuda: SimpleNamespace, order: None, rate: float) -> None:
     generator = torch.Generator().manual_seed(0)
     # Around a chunk (16384) and, with 300 tensors, around a launch (128 tensors).
     shapes = [(0,), (1,), (3, 5), (16383,), (2, 8192), (16385,), (40000,), *[(7,)] * 293]
@@ -191,32 +232,36 @@ def test_momentum_update_is_the_reference_to_the_bit(cuda: ModuleType, order: No
     assert all(torch.equal(a, b) for a, b in zip(targets, expected, strict=True))
 
 
-def test_momentum_update_of_a_part_leaves_the_rest(cuda: ModuleType) -> None:
+def test_momentum_update_of_a_part_leaves_the_rest(cuda: SimpleNamespace) -> None:
     flat = torch.zeros(100)
     cuda.momentum_update([flat[1:34], flat[50:51]], [torch.ones(33), torch.ones(1)], 0.0)
     assert flat.nonzero().flatten().tolist() == [*range(1, 34), 50]
 
 
-def test_momentum_update_names_what_it_cannot_take(cuda: ModuleType) -> None:
+def test_momentum_update_names_what_it_cannot_take(cuda: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="targets: tensor 1 is not contiguous"):
         cuda.momentum_update([torch.zeros(2), torch.zeros(4, 3).T], [torch.zeros(2), torch.zeros(3, 4)], 0.5)
 
 
-def test_operators_are_well_formed_for_torch(cuda: ModuleType) -> None:
+def test_operators_are_well_formed_for_torch(cuda: SimpleNamespace) -> None:
+    cluster, merge, _, interpolate = cuda.custom
     tokens, lengths, counts = torch.randn(8, 4), torch.tensor([5, 3]), torch.tensor([2, 1])
     utilities = ("test_schema", "test_faketensor")
-    torch.library.opcheck(cuda._cluster, (tokens, lengths, counts, 3), test_utils=utilities)
+    torch.library.opcheck(cluster, (tokens, lengths, counts, 3), test_utils=utilities)
     pairs = [torch.zeros(3), torch.zeros(2)], [torch.ones(3), torch.ones(2)]
-    torch.library.opcheck(cuda._interpolate, (*pairs, 0.5), test_utils=utilities)
+    torch.library.opcheck(interpolate, (*pairs, 0.5), test_utils=utilities)
+    labels = torch.tensor([0, 1, 1, 0, 0, 0, 0, 0])
+    arguments = (tokens.requires_grad_(), torch.rand(8).requires_grad_(), labels, lengths, counts)
+    with_gradient = (*utilities, "test_autograd_registration", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(merge, arguments, test_utils=with_gradient)
 
 
 def test_an_error_of_the_device_names_the_operator(
-    cuda: ModuleType, emulated_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+    cuda: SimpleNamespace, emulated_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     describe = emulated_library.atomas_error_string
-    monkeypatch.setattr(
-        cuda, "_library", SimpleNamespace(atomas_dpc_knn=lambda *_: 9, atomas_error_string=describe)
-    )
+    failing = SimpleNamespace(atomas_dpc_knn=lambda *_: 9, atomas_error_string=describe)
+    monkeypatch.setattr(cuda.library, "_library", failing)
     with pytest.raises(RuntimeError, match=r"^dpc_knn: .*invalid configuration argument \(error 9\)"):
         cuda.dpc_knn(torch.randn(4, 2), torch.tensor([4]), ratio=0.5, k=3)
 
@@ -248,7 +293,8 @@ def test_the_library_keeps_its_runtime_to_itself() -> None:
     path = ROOT / "kernels" / "atomas_kernels" / "libatomas_cuda.so"
     if not path.exists() or not shutil.which("nm"):
         pytest.skip("the CUDA library is not built (no nvcc at install)")
-    assert _exported(path) == {"atomas_dpc_knn", "atomas_momentum_update", "atomas_error_string"}
+    operators = {"dpc_knn", "cluster_merge", "cluster_merge_gradient", "momentum_update", "error_string"}
+    assert _exported(path) == {f"atomas_{name}" for name in operators}
 
 
 @pytest.mark.parametrize("architecture", cuda_resources.ARCHITECTURES)
@@ -257,7 +303,7 @@ def test_kernels_compile_without_spills(source: Path, architecture: int) -> None
     if cuda_resources.nvcc() is None:
         pytest.skip("needs nvcc")
     kernels = cuda_resources.compile_source(source, architecture)
-    assert len(kernels) == {"clustering": 4, "momentum": 1}[source.stem]
+    assert len(kernels) == {"clustering": 4, "merging": 6, "momentum": 1}[source.stem]
     for kernel in kernels:
         assert kernel.architecture == f"sm_{architecture}"
         assert kernel.stack_bytes == kernel.spill_bytes == 0, kernel

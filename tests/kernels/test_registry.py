@@ -51,8 +51,8 @@ def test_native_by_name_is_chosen_for_the_tensors_device(
         return registry._select(op, torch.device(device), torch.float32).target.partition(":")[0]
 
     assert module("dpc_knn", "cpu") == "atomas_kernels.native"
-    assert module("dpc_knn", "cuda") == "atomas_kernels.cuda"
-    assert module("momentum_update", "cuda") == "atomas_kernels.cuda"
+    assert module("dpc_knn", "cuda") == "atomas_kernels.cuda.clustering"
+    assert module("momentum_update", "cuda") == "atomas_kernels.cuda.momentum"
     assert module("momentum_update", "cpu") == "atomas_kernels.reference.momentum"
     assert module("token_interaction", "cuda") == "atomas_kernels.reference.interaction"
 
@@ -62,7 +62,9 @@ def test_native_by_name_on_cuda_needs_the_library(
 ) -> None:
     monkeypatch.setattr(registry, "_import_error", lambda module: f"{module} was not built")
     backend("native")
-    with pytest.raises(RuntimeError, match=r"'native' was chosen but cannot run: atomas_kernels\.cuda was not"):
+    with pytest.raises(
+        RuntimeError, match=r"'native' was chosen but cannot run: atomas_kernels\.cuda\.clustering was not"
+    ):
         ak.active_backend("dpc_knn", "cuda")
 
 

@@ -32,7 +32,8 @@ inline dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 using cudaError_t = int;
 using cudaStream_t = void*;
-constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9;
+constexpr cudaError_t cudaErrorLaunchFailure = 719;
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
