@@ -148,7 +148,10 @@ def test_momentum_update(backend: Callable[[str], None], chosen: str, dtype: tor
     moved = [target.clone().to(DEVICE) for target in targets]
     ak.momentum_update(moved, [source.to(DEVICE) for source in sources], 0.995)
     momentum.momentum_update(targets, sources, 0.995)
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(moved, targets, strict=True))
+    # Ours promises the bits of the reference on the CPU, torch on another device does not.
+    tolerance = 1e-6 if chosen == "reference" else 0
+    for got, expected in zip(moved, targets, strict=True):
+        torch.testing.assert_close(got.cpu(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="streams are of CUDA")
