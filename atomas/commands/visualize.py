@@ -11,8 +11,8 @@ def register(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "visualize",
         help="draw the clusters of a molecule and its text, and which match",
-        description="Draw, level by level, the clusters of a molecule on its atoms and those of the text on the words,\n"
-        "with matching parts in one colour under one number: DIR/*.png, DIR/*.svg and DIR/index.html,\n"
+        description="Draw, level by level, the clusters of a molecule on its atoms and those of the text on its\n"
+        "words, with matching parts in one colour under one number: DIR/*.png, DIR/*.svg and DIR/index.html,\n"
         "which shows all pairs and needs no other file.",
         epilog="Examples:\n"
         '  atomas visualize --checkpoint runs/mine --smiles "CC(=O)Oc1ccccc1C(=O)O" \\\n'

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from atomas.interpretation.matches import LevelMatches, Match, PairMatches
 from atomas.viz.colored_text import INK, ColoredPart, ColoredText
-from atomas.viz.depiction import Depiction, Stroke, depict
+from atomas.viz.depiction import Commands, Depiction, Look, depict
 
 PALETTE = ("#77AADD", "#EE8866", "#EEDD88", "#FFAABB", "#44BB99", "#99DDFF", "#BBCC33", "#AAAA00")
 FAINT, RULE = "#6b6b6b", "#d9d9d9"
@@ -29,8 +29,18 @@ WIDTH, MARGIN, GUTTER = 960.0, 28.0, 28.0
 HEADER, ROW_TITLE, ROW_GAP, FOOTER = 62.0, 26.0, 18.0, 34.0
 MOLECULE_WIDTH, MAX_MOLECULE_HEIGHT = 380.0, 300.0
 TEXT_SIZE, SMILES_SIZE, BADGE_SIZE = 11.0, 7.5, 7.0
+MAX_BADGES = 3
+"""Connected parts of one match that get its number."""
 MAX_TEXT, MAX_SMILES = 1500, 400
 """Characters that are shown."""
+
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "text.hinting": "none",
+    "text.hinting_factor": 1,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "atomas",
+}
 
 
 def draw_alignment(pair: PairMatches, paths: Iterable[Path], *, title: str) -> None:
@@ -47,7 +57,7 @@ def draw_alignment(pair: PairMatches, paths: Iterable[Path], *, title: str) -> N
     depiction = depict(pair.smiles, max_width=MOLECULE_WIDTH, max_height=MAX_MOLECULE_HEIGHT)
     rows = [_Row.of(level, pair, depiction) for level in pair.levels]
     height = HEADER + sum(row.height for row in rows) + FOOTER
-    with plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": "atomas", "font.family": "DejaVu Sans"}):
+    with plt.rc_context(_STYLE):
         figure = plt.figure(figsize=(WIDTH / 72, height / 72))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, WIDTH), ylim=(height, 0))
@@ -138,7 +148,6 @@ def _draw_molecule(
 ) -> None:
     """Halos under the atoms and bonds of every match, RDKit's drawing, and the numbers."""
     from matplotlib.collections import LineCollection
-    from matplotlib.patches import Circle
 
     atoms = depiction.atoms + (left, top)
     radius = 0.36 * depiction.bond
@@ -147,10 +156,11 @@ def _draw_molecule(
         axes.add_collection(
             LineCollection(inside, linewidths=2 * radius, colors=color(match), capstyle="round", zorder=1)
         )
-        for atom in match.atoms:
-            axes.add_patch(Circle(atoms[atom], radius, color=color(match), linewidth=0, zorder=1))
-    for stroke in depiction.strokes:
-        axes.add_patch(_patch(stroke, left, top))
+        x, y = atoms[sorted(match.atoms)].T
+        axes.scatter(x, y, s=(2 * radius) ** 2, color=color(match), linewidths=0, zorder=1)
+    for alike in {stroke.look: None for stroke in depiction.strokes}:
+        commands = [c for stroke in depiction.strokes if stroke.look == alike for c in stroke.commands]
+        axes.add_patch(_patch(commands, alike, left, top))
     for match, (x, y) in _badges(depiction, bonds, matches):
         axes.text(
             left + x, top + y, str(match.number), size=BADGE_SIZE, weight="bold", color=INK, ha="center",
@@ -162,29 +172,34 @@ def _draw_molecule(
 def _badges(
     depiction: Depiction, bonds: list[tuple[int, int]], matches: list[Match]
 ) -> Iterator[tuple[Match, NDArray[np.float64]]]:
-    """A place for the number of every match beside each of its connected parts, where there is most room."""
+    """Places for the numbers: beside the largest connected parts of every match, where there is most room.
+
+    The largest part always gets its number; others only where it covers nothing.
+    """
     atoms = depiction.atoms
     corner = np.array([depiction.width, depiction.height]) - BADGE_SIZE
     taken = [*atoms, *(atoms[list(pair)].mean(axis=0) for pair in bonds)]
     for match in matches:
-        for part in _connected(match.atoms, bonds):
-            place = _roomiest(atoms[sorted(part)], np.array(taken), depiction.bond, corner)
-            taken.append(place)
-            yield match, place
+        parts = sorted(_connected(match.atoms, bonds), key=len, reverse=True)
+        for rank, part in enumerate(parts[:MAX_BADGES]):
+            place, clearance = _roomiest(atoms[sorted(part)], np.array(taken), depiction.bond, corner)
+            if rank == 0 or clearance > BADGE_SIZE:
+                taken.append(place)
+                yield match, place
 
 
 def _roomiest(
     part: NDArray[np.float64], taken: NDArray[np.float64], bond: float, corner: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """A point of the drawing near `part` that is far from everything drawn: inside its ring, or beside it."""
+) -> tuple[NDArray[np.float64], float]:
+    """A point near `part` and inside the drawing that is far from everything drawn, and how far it is."""
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     near = [part + reach * bond * direction for reach in (0.75, 1.0) for direction in circle]
     candidates = np.concatenate([part.mean(axis=0, keepdims=True), *near]).clip(BADGE_SIZE, corner)
     clearance = np.linalg.norm(candidates[:, None] - taken[None], axis=2).min(axis=1)
     distance = np.linalg.norm(candidates[:, None] - part[None], axis=2).min(axis=1)
-    best: NDArray[np.float64] = candidates[(np.minimum(clearance, bond) - 0.3 * distance).argmax()]
-    return best
+    best = (np.minimum(clearance, bond) - 0.3 * distance).argmax()
+    return candidates[best], float(clearance[best])
 
 
 def _connected(atoms: set[int], bonds: list[tuple[int, int]]) -> list[set[int]]:
@@ -199,13 +214,13 @@ def _connected(atoms: set[int], bonds: list[tuple[int, int]]) -> list[set[int]]:
     return parts
 
 
-def _patch(stroke: Stroke, left: float, top: float) -> Any:
+def _patch(commands: Commands, look: Look, left: float, top: float) -> Any:
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Curve
 
     codes = {"M": Curve.MOVETO, "L": Curve.LINETO, "Q": Curve.CURVE3, "C": Curve.CURVE4}
     vertices, kinds = [], []
-    for letter, points in stroke.commands:
+    for letter, points in commands:
         if letter == "Z":
             vertices.append(vertices[-1])
             kinds.append(Curve.CLOSEPOLY)
@@ -213,7 +228,7 @@ def _patch(stroke: Stroke, left: float, top: float) -> Any:
             vertices += [(x + left, y + top) for x, y in points]
             kinds += [codes[letter]] * len(points)
     return PathPatch(
-        Curve(vertices, kinds), facecolor=INK if stroke.fill else "none", edgecolor=INK,
-        linewidth=0.3 if stroke.fill else stroke.width,
-        linestyle=(0, stroke.dash) if stroke.dash else "solid", capstyle="butt", zorder=3,
+        Curve(vertices, kinds), facecolor=INK if look.fill else "none", edgecolor=INK,
+        linewidth=0.3 if look.fill else look.width,
+        linestyle=(0, look.dash) if look.dash else "solid", capstyle="butt", zorder=3,
     )  # fmt: skip

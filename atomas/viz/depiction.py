@@ -23,13 +23,20 @@ Commands = list[tuple[str, list[tuple[float, float]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Look:
+    """How a path is drawn: filled (letters, wedges), or as a line of a width and dashes."""
+
+    fill: bool
+    width: float
+    dash: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stroke:
-    """A path that is filled (letters, wedges) or drawn as a line of a width in points."""
+    """A path and its look."""
 
     commands: Commands
-    width: float
-    fill: bool
-    dash: tuple[float, ...]
+    look: Look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,6 @@ class Depiction:
 def depict(smiles: str, *, max_width: float, max_height: float) -> Depiction:
     """Draw in black, at most so large; InvalidMoleculeError where RDKit refuses `smiles`."""
     molecule = rdMolDraw2D.PrepareMolForDrawing(in_string_order(smiles), addChiralHs=False)
-    rdDepictor.SetPreferCoordGen(True)
     rdDepictor.Compute2DCoords(molecule)
     rdDepictor.NormalizeDepiction(molecule)
     rdDepictor.StraightenDepiction(molecule)
@@ -90,9 +96,11 @@ def _strokes(svg: str) -> Iterator[Stroke]:
         fill = style.get("fill", element.get("fill", "none"))
         yield Stroke(
             commands=list(_commands(element.get("d", ""))),
-            width=float(style.get("stroke-width", "0").removesuffix("px")),
-            fill=fill != "none",
-            dash=tuple(float(part) for part in re.findall(r"[\d.]+", style.get("stroke-dasharray", ""))),
+            look=Look(
+                fill=fill != "none",
+                width=float(style.get("stroke-width", "0").removesuffix("px")),
+                dash=tuple(float(part) for part in re.findall(r"[\d.]+", style.get("stroke-dasharray", ""))),
+            ),
         )
 
 
