@@ -32,7 +32,7 @@ bench: $(READY)  ## measure the operators anew on one core, which takes twenty m
 	$(BENCH) kernels --shapes paper --mode bwd full --seconds 3 --json $(MEASURED)_float32.json
 	$(BENCH) kernels --shapes paper --mode bwd full --seconds 3 --dtype bfloat16 --op token_interaction \
 		--providers eager_padded compile_masked reference native --json $(MEASURED)_bfloat16.json
-	$(BENCH) kernels --shapes scale --mode bwd full --repeats 1 --op token_interaction \
+	$(BENCH) kernels --shapes scale --mode bwd full --repeats 1 --memory-limit 11.5 --op token_interaction \
 		--providers eager_padded eager_masked reference native --json $(MEASURED)_scale.json
 	$(BENCH) render $(MEASURED)_float32.json $(MEASURED)_bfloat16.json $(MEASURED)_scale.json --out docs/results/kernels
 	$(BIN)/python -m atomas.viz.tables
