@@ -67,9 +67,10 @@ def _triton(module: str, name: str) -> Implementation:
     return Implementation(backend="triton", target=target, device="cuda", dtypes=_HALF_AND_SINGLE)
 
 
-# In the order in which `auto` prefers them. What runs on CUDA stands behind the reference, so it runs only when
-# it is named: it compiles without spills and agrees in interpreter and emulation, but it has not been timed on a
-# GPU.
+# In the order in which `auto` prefers them. Of what runs on CUDA, `token_interaction` and `cluster_merge` are chosen:
+# the reference keeps intermediates that grow with the product of all lengths, and adds in any order. The others stand
+# behind the reference, so they run only when they are named: they compile without spills and agree in interpreter and
+# emulation, but they have not been timed on a GPU.
 _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "segment_softmax": (_reference("segments", "segment_softmax"),),
     "dpc_knn": (
@@ -80,10 +81,15 @@ _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     ),
     "cluster_merge": (
         _native("cluster_merge"),
+        _triton("merge", "cluster_merge"),
         _reference("clustering", "cluster_merge"),
         _cuda("clustering", "cluster_merge"),
     ),
-    "token_interaction": (_native("token_interaction"), _reference("interaction", "token_interaction")),
+    "token_interaction": (
+        _native("token_interaction"),
+        _triton("interaction", "token_interaction"),
+        _reference("interaction", "token_interaction"),
+    ),
     "packed_attention": (
         _reference("attention", "packed_attention"),
         Implementation(

@@ -2,12 +2,12 @@
 
 Limits. For T_t text and T_s SMILES tokens of width D the forward pass does 2 T_t T_s D floating-point operations,
 the backward pass twice as many (three times where the matches are recomputed). Tokens are read once from memory and
-scores and matches are small, so both are bound by the tensor cores: 256 packed pairs of ChEBI-20 (about 27,000 text
-and 14,000 SMILES tokens) at D = 768 are 0.6 TFLOP, 0.75 ms forward and 1.5 ms backward at 790 TFLOP/s. What comes on
-top, in that example: groups of 16 rows pad the work by a fifth; the keys are half a byte per similarity, written and
-read once (0.1 ms at 4 TB/s); the coefficients of the backward pass are 2 bytes, written once and read twice (0.6 ms,
-most of it under the products). A tile of 128 x 128 needs 64 FLOP per byte from the second-level cache, so that at 600
-TFLOP/s 9 TB/s flow: the reason for large tiles, and for the order in which they are computed.
+scores and matches are small, so both are bound by the tensor cores: 256 pairs with the lengths of ChEBI-20 (28,000
+text and 19,000 SMILES tokens) at D = 768 are 0.8 TFLOP, 1 ms forward and 2 ms backward at 790 TFLOP/s. What comes on
+top there: groups of 16 rows pad the work by a fifth; the keys are half a byte per similarity, written and read once
+(0.15 ms at 4 TB/s); the coefficients of the backward pass are 2 bytes, written once (0.3 ms) and read twice under the
+products. A tile of 128 x 128 needs a byte from the second-level cache for 64 operations, 9 TB/s at 600 TFLOP/s: hence
+large tiles, and the order in which they are computed. Below about 30 pairs a GPU is not full and launches dominate.
 
 Memory. Workspaces are at most 512 MiB (or what one SMILES needs with all text): beyond that the SMILES are taken in
 parts, in order. Matches are 6 bytes for every (token, sequence of the other side); where they would exceed 2 GiB they
@@ -108,8 +108,8 @@ def _empty_outputs(
         text_rows = smiles_rows = molecules = texts = 0
     return (
         scores,
-        *forward.empty_matches(text_rows, molecules, text.device),
-        *forward.empty_matches(smiles_rows, texts, text.device),
+        *forward.new_matches(text_rows, molecules, text.device),
+        *forward.new_matches(smiles_rows, texts, text.device),
     )
 
 
@@ -139,7 +139,9 @@ def _interaction_backward(
     text_gradient: Tensor | None = None
     grad_text_weight = torch.zeros_like(text_weight)
     grad_smiles, grad_smiles_weight = torch.empty_like(smiles), torch.empty_like(smiles_weight)
-    for part in _parts(packed, smiles, smiles_weight, smiles_lengths, _WORKSPACE_BYTES // text.element_size()):
+    for part in _parts(
+        packed, smiles, smiles_weight, smiles_lengths, _WORKSPACE_BYTES // text.element_size()
+    ):
         matches = kept.of(part) if text_value.numel() else _computed_matches(packed, part.packed)
         own = pairs[:, part.sequences]
         c = backward.coefficients(packed, part.packed, own, matches.text.place, matches.smiles.place)
@@ -208,14 +210,16 @@ def _score(text: Packed, smiles: Packed, matches: _Matches | None) -> Tensor:
 def _computed_matches(text: Packed, smiles: Packed) -> _Matches:
     device = text.tokens.device
     matches = _Matches(
-        forward.empty_matches(text.rows, smiles.count, device),
-        forward.empty_matches(smiles.rows, text.count, device),
+        forward.new_matches(text.rows, smiles.count, device),
+        forward.new_matches(smiles.rows, text.count, device),
     )
     _score(text, smiles, matches)
     return matches
 
 
-def _parts(text: Packed, smiles: Tensor, weight: Tensor, lengths: Tensor, similarities: int) -> Iterator[_Part]:
+def _parts(
+    text: Packed, smiles: Tensor, weight: Tensor, lengths: Tensor, similarities: int
+) -> Iterator[_Part]:
     """SMILES packed in parts of at most so many similarities with all text, but of at least one sequence."""
     limit = similarities // text.rows
     if packed_rows(len(smiles), len(lengths)) <= limit:

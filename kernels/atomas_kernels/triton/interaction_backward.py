@@ -13,7 +13,6 @@ normalisation; `weight_kernel` sums G[a, b] / 2 times the saved maxima.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import triton
@@ -57,7 +56,7 @@ def coefficients(
 
 
 def product(c: Tensor, own: Packed, other: Packed) -> Tensor:
-    """c @ other.tokens [own rows, width] float32; c [own rows, other rows] has any strides. Tiles behind the last
+    """The product c @ other.tokens [own rows, width] float32; c [own rows, other rows] has any strides. Tiles behind the last
     sequence are not written.
     """
     device, dtype = c.device, triton_dtype(c)
@@ -279,7 +278,10 @@ def variants(architecture: int) -> Iterator[Variant]:
         for c in candidates(architecture, dtype):
             signature = {"c": f"*{dtype}", "tokens": f"*{dtype}", "result": "*fp32", "own_groups": "*i32"}
             signature |= {"other_sequences": "*i32", "own_group_count": "i32:16", "other_count": "i32"}
-            for side, leading, unit in (("text", "own_stride", "other_stride"), ("smiles", "other_stride", "own_stride")):
+            for side, leading, unit in (
+                ("text", "own_stride", "other_stride"),
+                ("smiles", "other_stride", "own_stride"),
+            ):
                 yield Variant(
                     name=f"token_interaction_product[{dtype},{side},{c.rows}x{c.columns}x{c.depth}]",
                     kernel=product_kernel,
@@ -288,8 +290,18 @@ def variants(architecture: int) -> Iterator[Variant]:
                     options=c.options(),
                     tensor_cores=True,
                 )
-        signature = {"c": f"*{dtype}", "text_weight": "*fp32", "smiles_weight": "*fp32", "text_scale": "*fp32"}
-        signature |= {"smiles_scale": "*fp32", "text_groups": "*i32", "smiles_groups": "*i32", "pairs": "*fp32"}
+        signature = {
+            "c": f"*{dtype}",
+            "text_weight": "*fp32",
+            "smiles_weight": "*fp32",
+            "text_scale": "*fp32",
+        }
+        signature |= {
+            "smiles_scale": "*fp32",
+            "text_groups": "*i32",
+            "smiles_groups": "*i32",
+            "pairs": "*fp32",
+        }
         signature |= {"text_place": "*i16", "smiles_place": "*i16", "text_group_count": "i32:16"}
         signature |= {"smiles_group_count": "i32:16", "text_stride": "i32", "smiles_stride": "i32"}
         yield Variant(
@@ -310,7 +322,13 @@ def variants(architecture: int) -> Iterator[Variant]:
             options=launch_options(8, 1),
             tensor_cores=False,
         )
-    signature = {"groups": "*i32", "other_sequences": "*i32", "pairs": "*fp32", "value": "*fp32", "result": "*fp32"}
+    signature = {
+        "groups": "*i32",
+        "other_sequences": "*i32",
+        "pairs": "*fp32",
+        "value": "*fp32",
+        "result": "*fp32",
+    }
     sizes = {"group_count": "i32:16", "others": "i32", "own_stride": "i32", "other_stride": "i32"}
     yield Variant(
         name="token_interaction_weight",

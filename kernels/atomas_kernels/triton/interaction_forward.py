@@ -63,8 +63,8 @@ def candidates(architecture: int, dtype: str) -> list[Configuration]:
 
 
 class Matches(NamedTuple):
-    """The best token of every sequence of the other side for every own token, [other sequences, own rows]; not
-    written behind the last sequence and where a side is empty.
+    """The best token of every sequence of the other side for every own token, [other sequences, own rows]; of no
+    meaning behind the last sequence and where a side is empty.
     """
 
     value: Tensor
@@ -73,10 +73,10 @@ class Matches(NamedTuple):
     """int16: position in its sequence; -1 in rows without a token."""
 
 
-def empty_matches(own_rows: int, other_sequences: int, device: torch.device) -> Matches:
-    """Matches to be written."""
+def new_matches(own_rows: int, other_sequences: int, device: torch.device) -> Matches:
+    """Matches to be written; zero where nothing will be."""
     shape = (other_sequences, own_rows)
-    return Matches(torch.empty(shape, device=device), torch.empty(shape, dtype=torch.int16, device=device))
+    return Matches(torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int16, device=device))
 
 
 def similarity_keys(text: Packed, smiles: Packed) -> tuple[Tensor, Tensor]:
@@ -218,7 +218,7 @@ def match_kernel(  # type: ignore[no-untyped-def]
         present = token < length
         best = tl.full((BLOCK_SEQUENCES, BLOCK_TOKENS), _ABSENT, dtype=tl.int32)
         best_group = tl.zeros((BLOCK_SEQUENCES, BLOCK_TOKENS), dtype=tl.int32)
-        for group in range(0, tl.max(groups)):
+        for group in range(tl.max(groups)):
             line = (first_group + group).to(tl.int64)[:, None] * rows
             inside = (group < groups)[:, None] & present[None, :]
             key = tl.load(keys + line + row[None, :], mask=inside, other=_ABSENT)
@@ -246,8 +246,18 @@ def variants(architecture: int) -> Iterator[Variant]:
     """See `variants.py`."""
     for dtype in DTYPES:
         for c in candidates(architecture, dtype):
-            tokens = {"text": f"*{dtype}", "smiles": f"*{dtype}", "text_scale": "*fp32", "smiles_scale": "*fp32"}
-            groups = {"text_groups": "*i32", "smiles_groups": "*i32", "text_keys": "*i32", "smiles_keys": "*i32"}
+            tokens = {
+                "text": f"*{dtype}",
+                "smiles": f"*{dtype}",
+                "text_scale": "*fp32",
+                "smiles_scale": "*fp32",
+            }
+            groups = {
+                "text_groups": "*i32",
+                "smiles_groups": "*i32",
+                "text_keys": "*i32",
+                "smiles_keys": "*i32",
+            }
             sizes = {"text_group_count": "i32:16", "smiles_group_count": "i32:16", "width": "i32:16"}
             yield Variant(
                 name=f"token_interaction_similarity[{dtype},{c.rows}x{c.columns}x{c.depth}]",
@@ -259,7 +269,13 @@ def variants(architecture: int) -> Iterator[Variant]:
             )
     pointers = {"keys": "*i32", "weight": "*fp32", "scale": "*fp32", "own_sequences": "*i32"}
     pointers |= {"other_sequences": "*i32", "scores": "*fp32", "match_stride": "i32:16"}
-    sizes = {"own_count": "i32", "other_count": "i32", "rows": "i32:16", "own_stride": "i32", "other_stride": "i32"}
+    sizes = {
+        "own_count": "i32",
+        "other_count": "i32",
+        "rows": "i32:16",
+        "own_stride": "i32",
+        "other_stride": "i32",
+    }
     for name, signature, constants in (
         ("matches", {"value": "*fp32", "place": "*i16"}, {}),
         ("scores", {}, {"value": None, "place": None}),

@@ -19,7 +19,7 @@ from torch.library import custom_op, get_ctx
 from atomas_kernels import checks
 from atomas_kernels.triton.variants import DTYPES, Variant, launch_options
 
-_FORWARD = {"BLOCK_CLUSTERS": 32, "BLOCK_TOKENS": 32, "BLOCK_WIDTH": 128}
+_FORWARD = {"BLOCK_CLUSTERS": 32, "BLOCK_TOKENS": 32, "BLOCK_WIDTH": 64}
 _BACKWARD = {"ROWS": 32, "BLOCK_WIDTH": 128}
 _FLOOR = tl.constexpr(1e-6)
 
@@ -141,14 +141,18 @@ def merge_kernel(  # type: ignore[no-untyped-def]
             label = tl.load(assignment + begin + token, mask=token < length, other=-1).to(tl.int32)
             share = tl.where(label[None, :] == cluster[:, None], w[None, :], 0.0)
             inside = (token < length)[:, None] & (column < width)[None, :]
-            x = tl.load(tokens + token[:, None] * width + column[None, :], mask=inside, other=0.0).to(tl.float32)
+            x = tl.load(tokens + token[:, None] * width + column[None, :], mask=inside, other=0.0).to(
+                tl.float32
+            )
             finite = tl.abs(x) < float("inf")
             total = tl.dot(share, tl.where(finite, x, 0.0), total, input_precision="tf32x3")
             weights += tl.sum(share, axis=1)
             if tl.min(tl.min(finite.to(tl.int32), axis=1), axis=0) == 0:
                 # 0 x NaN is NaN: what is not finite is added to its own cluster alone.
                 for other in range(first, tl.minimum(first + BLOCK_TOKENS, length)):
-                    y = tl.load(tokens + other * width + column, mask=column < width, other=0.0).to(tl.float32)
+                    y = tl.load(tokens + other * width + column, mask=column < width, other=0.0).to(
+                        tl.float32
+                    )
                     y = tl.where(tl.abs(y) < float("inf"), 0.0, y * tl.load(weight + begin + other))
                     member = cluster == tl.load(assignment + begin + other).to(tl.int32)
                     total += tl.where(member[:, None], y[None, :], 0.0)

@@ -202,7 +202,9 @@ def variants(architecture: int) -> Iterator[Variant]:
         yield Variant(
             name=f"token_interaction_pack[{dtype}]",
             kernel=pack_kernel,
-            signature=sources | targets | {"group_count": "i32:16", "width": "i32:16", "packed_width": "i32:16"},
+            signature=sources
+            | targets
+            | {"group_count": "i32:16", "width": "i32:16", "packed_width": "i32:16"},
             constants=dict(ROW_BLOCK),
             options=launch_options(8, 1),
             tensor_cores=False,
