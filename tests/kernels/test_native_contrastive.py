@@ -82,9 +82,9 @@ def _assert_exact(problem: Problem, tolerance: float = 2e-6) -> None:
         torch.testing.assert_close(a.double(), b, atol=tolerance * scale, rtol=0)
 
 
-# Around the tiles (24 keys, 8 to 32 columns), the blocks of 32 queries and the ranges of 192 keys.
+# Around the tiles (48 keys, 8 to 32 columns), the blocks of 32 queries and the ranges of 192 keys.
 @pytest.mark.parametrize("b", [1, 7, 8, 9, 31, 32, 33, 70])
-@pytest.mark.parametrize(("keys", "queue"), [(1, 0), (23, 1), (24, 24), (25, 47), (70, 122), (8, 500)])
+@pytest.mark.parametrize(("keys", "queue"), [(1, 0), (47, 1), (48, 48), (49, 97), (70, 315), (8, 500)])
 def test_is_the_reference_at_the_edges(instruction_set: str, b: int, keys: int, queue: int) -> None:
     _assert_exact(_problem(b, keys, queue, 40, share_ignored=0.3 * (b % 2)))
 
@@ -92,6 +92,10 @@ def test_is_the_reference_at_the_edges(instruction_set: str, b: int, keys: int, 
 @pytest.mark.parametrize("width", [1, 2, 8, 15, 16, 17, 24, 31, 33, 64, 100, 768])
 def test_is_the_reference_for_any_width(instruction_set: str, width: int) -> None:
     _assert_exact(_problem(10, 12, 300, width))
+
+
+def test_more_logits_than_are_kept_at_a_time(instruction_set: str) -> None:
+    _assert_exact(_problem(40, 80, 70_000, 3), 1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
