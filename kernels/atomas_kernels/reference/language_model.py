@@ -31,23 +31,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         loss = torch.zeros((), dtype=accumulate, device=hidden.device)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=accumulate) if need_weight else None
 
         rows = max(1, _LOGITS_PER_CHUNK // max(vocabulary, 1))
         for start in range(0, n, rows):
             h, target = hidden[start : start + rows], labels[start : start + rows, None]
             logits = compute_dtype(h @ weight.T)
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
-            loss += (normaliser - logits.gather(1, target)).sum()
+            wanted, highest = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
+            # One exponential, in place, for the loss and its gradient.
+            exponential = logits.sub_(highest).exp_()
+            total = exponential.sum(dim=1, keepdim=True)
+            loss += (total.log() + highest - wanted).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
-            gradient = logits.sub_(normaliser).exp_()
-            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
-            gradient = gradient.div_(n).to(hidden.dtype)
+            gradient = exponential.mul_(1 / (n * total))
+            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1 / n))
+            gradient = gradient.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(gradient, weight, out=grad_hidden[start : start + rows])
-            if grad_weight is not None:
+            if grad_weight is not None and grad_weight.dtype == h.dtype:
+                grad_weight.addmm_(gradient.T, h)
+            elif grad_weight is not None:
                 grad_weight += gradient.T @ h
 
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
