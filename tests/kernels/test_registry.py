@@ -24,13 +24,15 @@ def test_an_unknown_name_lists_the_backends() -> None:
         ak.active_backend("softmax")
 
 
-def test_auto_takes_native_on_cpu_and_the_reference_elsewhere(backend: Callable[[str], None]) -> None:
+def test_auto_takes_the_first_that_is_made_for_the_tensors(backend: Callable[[str], None]) -> None:
     pytest.importorskip("atomas_kernels._native", reason="the native module is not built")
     backend("auto")
     assert ak.active_backend("token_interaction", "cpu") == "native"
     assert ak.active_backend("token_interaction", "cpu", torch.float64) == "reference"
-    assert ak.active_backend("token_interaction", "cuda") == "reference"
+    assert ak.active_backend("dpc_knn", "cuda") == "reference"
     assert ak.active_backend("momentum_update", "cpu") == "reference"
+    pytest.importorskip("triton")
+    assert ak.active_backend("token_interaction", "cuda") == "triton"
 
 
 def test_native_by_name_refuses_what_it_cannot_run(backend: Callable[[str], None]) -> None:
