@@ -15,7 +15,7 @@ from torch import Tensor
 from atomas_kernels.bench import interaction, memory, momentum
 from atomas_kernels.bench.__main__ import main
 from atomas_kernels.bench.command import OPERATORS
-from atomas_kernels.bench.harness import Plan, measure
+from atomas_kernels.bench.harness import Plan, _deviation, measure
 from atomas_kernels.bench.lengths import after_clustering, draw, published_length
 from atomas_kernels.bench.operators import Case, Operator, Prepared, Provider
 
@@ -244,3 +244,15 @@ def test_lengths_fit_the_tokenised_corpus(shared_data: Path) -> None:
         assert drawn.mean().item() == pytest.approx(real.mean().item(), rel=0.02)
         for share in (0.25, 0.5, 0.75, 0.95):
             assert drawn.quantile(share).item() == pytest.approx(real.quantile(share).item(), rel=0.06)
+
+
+def test_a_maximum_that_rounding_decides_is_no_wrong_gradient() -> None:
+    wanted = torch.ones(300, 4, dtype=torch.float64)
+    got = wanted.clone()
+    got[7] = 0
+    assert _deviation(got, wanted) == pytest.approx(300**-0.5)
+    assert _deviation(got, wanted, left_out=0.01) == 0
+    got[:30] = 0
+    assert _deviation(got, wanted, left_out=0.01) == pytest.approx(0.3)
+    got[0] = torch.nan
+    assert _deviation(got, wanted, left_out=0.01) == float("inf")

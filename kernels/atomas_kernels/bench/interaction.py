@@ -206,4 +206,5 @@ OPERATOR = Operator(
     },
     exact=_exact,
     flops=_flops,
+    has_maxima=True,
 )

@@ -61,17 +61,17 @@ def eager_masked(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy((hidden[valid] @ weight.T).float(), labels[valid])
 
 
-def _torch_chunked(hidden: Tensor, weight: Tensor, labels: Tensor, **options: int) -> Tensor:
-    """PyTorch's own, on all rows, in chunks of its choice."""
-    chunks: Any = torch.nn.LinearCrossEntropyOptions(**options)
-    loss: Tensor = F.linear_cross_entropy(hidden, weight, labels, ignore_index=_IGNORE, options=chunks)
+def _torch_chunked(hidden: Tensor, weight: Tensor, labels: Tensor, rows: int | None = None) -> Tensor:
+    """PyTorch's own, on all rows, in chunks of its choice or of up to `rows`."""
+    options: Any = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
+    loss: Tensor = F.linear_cross_entropy(hidden, weight, labels, ignore_index=_IGNORE, options=options)
     return loss
 
 
 def _torch_chunked_masked(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """PyTorch's own at its best: on the rows that count, in chunks of up to 512."""
     valid = (labels != _IGNORE).nonzero().squeeze(1)
-    return _torch_chunked(hidden[valid], weight, labels[valid], batch_chunk_size=512)
+    return _torch_chunked(hidden[valid], weight, labels[valid], rows=512)
 
 
 def _torch(operator: Callable[..., Tensor]) -> Callable[[Case], Prepared]:

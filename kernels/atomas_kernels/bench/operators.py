@@ -109,6 +109,9 @@ class Operator:
     flops: Callable[[Case], tuple[float, float]] | None = None
     """Operations that the ragged problem needs, forward and backward; None where memory alone counts."""
     differentiable: bool = True
+    has_maxima: bool = False
+    """Whether rounding can decide which of two tokens takes a gradient: the hundredth of the gradient's rows that
+    deviates most is then left out of the comparison."""
     ragged: bool = True
     """Whether the lengths of texts and SMILES matter."""
 
