@@ -7,6 +7,7 @@ hydrogens that are atoms of their own ([H]): `in_string_order` parses so.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from rdkit import Chem, rdBase
 
@@ -58,7 +59,7 @@ def scan_smiles(smiles: str) -> SmilesMap:
 
 def in_string_order(smiles: str) -> Chem.Mol:
     """The molecule with its atoms numbered as `scan_smiles` does; InvalidMoleculeError if RDKit refuses."""
-    parameters = Chem.SmilesParserParams()
+    parameters: Any = Chem.SmilesParserParams()
     parameters.removeHs = False
     with rdBase.BlockLogs():
         molecule = Chem.MolFromSmiles(smiles, parameters)

@@ -1,4 +1,4 @@
-"""The main job end to end: corpus, training on two ranks, evaluation, picture."""
+"""The main job end to end: corpus, training on two ranks, evaluation, pictures."""
 
 import subprocess
 import sys
@@ -15,11 +15,15 @@ from atomas.data.shards import Corpus
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 from atomas.tasks.report import result_json, retrieval_report
+from atomas.tasks.visualization import corpus_pairs, visualize
 from atomas.training.telemetry import read_metrics
 from atomas.viz.training_curves import plot_training_curves
 
 RUNS = {"hierarchical": [], "global-only": ["--loss.hierarchical_weight", "0"]}
 """The paper's model, and the same run without what is its own."""
+
+SHOWN_ROW = 5
+"""Of the test split: a small molecule with a text of a few lines."""
 
 
 def run_demo(out: Path, config: Path, *, pairs: int, overrides: Sequence[str], seed: int = 0) -> None:
@@ -71,8 +75,21 @@ def run_demo(out: Path, config: Path, *, pairs: int, overrides: Sequence[str], s
     console.print(table)
     summary = out / "summary.json"
     write_json(summary, {name: result_json(result) for name, result in results.items()})
+    if "hierarchical" in results["hierarchical"].metrics:
+        console.rule("a held-out pair")
+        _show_pair(out, corpus, console)
     minutes = (time.monotonic() - started) / 60
     console.print(f"{minutes:.1f} minutes. Losses: {picture}  numbers: {summary}  runs: {out}")
+
+
+def _show_pair(out: Path, corpus: Path, console: Console) -> None:
+    """The pair, and the picture of what the model has aligned in it."""
+    last = Corpus.open(corpus).split("test").num_records - 1
+    pairs = corpus_pairs(corpus, "test", [min(SHOWN_ROW, last)])
+    for name, value in (("molecule", pairs[0].smiles), ("text", pairs[0].text)):
+        console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
+    page = visualize(out / "hierarchical", pairs, out / "alignment")
+    console.print(f"what matches what: {page}")
 
 
 def _train(out: Path, name: str, config: Path, corpus: Path, overrides: Sequence[str]) -> None:

@@ -31,9 +31,10 @@ from atomas.distributed.process_group import resolve_device
 from atomas.errors import AtomasError
 from atomas.interpretation.correspondence import LevelCorrespondence, PairCorrespondence, correspondences
 from atomas.interpretation.smiles_atoms import scan_smiles
+from atomas.json_files import write_json
 from atomas.model.atomas import AtomasModel
 from atomas.model.backbone import t5_from_config
-from atomas.training.checkpoint import resolve_checkpoint, verify_checkpoint, write_json
+from atomas.training.checkpoint import resolve_checkpoint, verify_checkpoint
 from atomas.training.model_files import build_model, read_model
 from atomas.training.telemetry import environment
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 Style = Literal["plain", "bold", "mono"]
 
 INK = "#222222"
-_LONGEST_WORD = 60
+_LONGEST_WORD = 40
+"""Characters after which a word is broken."""
 
 
 @dataclass(frozen=True, kw_only=True)

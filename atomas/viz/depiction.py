@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -67,7 +68,7 @@ def depict(smiles: str, *, max_width: float, max_height: float) -> Depiction:
 
 def _draw(molecule: Chem.Mol, scale: float) -> Depiction:
     canvas = rdMolDraw2D.MolDraw2DSVG(-1, -1)
-    options = canvas.drawOptions()
+    options: Any = canvas.drawOptions()
     options.useBWAtomPalette()
     options.clearBackground = False
     options.scalingFactor = scale

@@ -12,18 +12,11 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer, GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from atomas.cli import main
-from atomas.config import Config, DataConfig, LossConfig, ModelConfig, MomentumConfig
 from atomas.data.tokenizer import AtomasTokenizer
 from atomas.model.backbone import t5_from_config
-from atomas.training.export import write_checkpoint
-from atomas.training.model_files import build_model, read_model
+from atomas.training.model_files import read_model
+from tests.small_checkpoint import SENTENCES, write_small
 from tests.training.conftest import SMALL
-
-SENTENCES = [
-    "The molecule is a chlorobenzene.",
-    "A ring with two hydroxy groups {at} positions 1 and 3; it has a role as a metabolite.",
-    "F/C=C\\F",
-]
 
 
 def atomas(*arguments: object) -> int:
@@ -138,24 +131,6 @@ def test_an_encoder_alone_goes_out_as_one(tmp_path: Path) -> None:
         ours = model.encoder.backbone.t5(input_ids=ids).last_hidden_state
         assert_close(theirs(input_ids=ids).last_hidden_state, ours)
     assert not (tmp_path / "exported" / "generation_config.json").exists()
-
-
-def write_small(out: Path, *, tied: bool = True, feed_forward: Any = "relu", lm_weight: float = 1.0) -> None:
-    """A checkpoint with random weights."""
-    torch.manual_seed(0)
-    tokenizer = AtomasTokenizer.train(SENTENCES * 4, 400)
-    config = Config(
-        data=DataConfig(max_text_tokens=32, max_smiles_tokens=32),
-        model=ModelConfig(
-            d_model=16, d_kv=4, d_ff=24, num_layers=1, num_decoder_layers=1, num_heads=2, feed_forward=feed_forward,
-            tie_word_embeddings=tied, dropout_rate=0.0, pooling="position_linear",
-        ),
-        loss=LossConfig(lm_weight=lm_weight),
-        momentum=MomentumConfig(enabled=False),
-    )  # fmt: skip
-    model = build_model(config, tokenizer.vocab_size)
-    weights = dict(model.named_parameters())
-    write_checkpoint(out, config, model.encoder.backbone.t5.config, weights, tokenizer)
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
