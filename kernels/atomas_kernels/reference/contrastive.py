@@ -37,14 +37,15 @@ def contrastive_cross_entropy(
     The targets sum to one, so the loss of a row is logsumexp(x) - sum(targets * x).
     """
     checks.index_range("positive", positive, keys.shape[0])
+    query, keys = compute_dtype(query), compute_dtype(keys)
     if queue is not None:
         keys = torch.cat([keys, queue.to(keys.dtype)])
-    logits = compute_dtype(query @ keys.T) / temperature
+    logits = query @ keys.T / temperature
     if logits.shape[0] == 0:
         return logits.sum()
     own = positive[:, None]
     with torch.no_grad():
-        momentum_logits = compute_dtype(momentum_query @ keys.T) / temperature
+        momentum_logits = compute_dtype(momentum_query) @ keys.T / temperature
         if ignore is not None:
             ignore = ignore.scatter(1, own, False)
             momentum_logits = momentum_logits.masked_fill(ignore, -torch.inf)
