@@ -194,7 +194,7 @@ def _config(
         return ours.model[f"encoder.{modality}_pooler.weight"].shape[1]
 
     known = min(max(levels, 1), len(RATIOS) + 1)
-    limits = (
+    limits: dict[str, Any] = (
         {"max_text_tokens": positions("text"), "max_smiles_tokens": positions("smiles")} if pooled else {}
     )
     return Config(

@@ -219,7 +219,8 @@ def _patch(commands: Commands, look: Look, left: float, top: float) -> Any:
     from matplotlib.path import Path as Curve
 
     codes = {"M": Curve.MOVETO, "L": Curve.LINETO, "Q": Curve.CURVE3, "C": Curve.CURVE4}
-    vertices, kinds = [], []
+    vertices: list[tuple[float, float]] = []
+    kinds = []
     for letter, points in commands:
         if letter == "Z":
             vertices.append(vertices[-1])
