@@ -23,6 +23,9 @@ from atomas_kernels.triton.variants import DTYPES, Variant, architecture, launch
 
 _TILE = 64
 
+ROUNDING = tl.constexpr(1e-6)
+"""Squared distances below this share of the squared norms are what rounding leaves of equal tokens."""
+
 
 class Configuration(NamedTuple):
     """Side of the matrix or tile, width of one step of the product, warps and stages."""
@@ -174,17 +177,19 @@ def _gram(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _diagonal(gram, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Norms from the product itself, so that equal tokens are at distance 0 exactly."""
+    """Squared norms from the product itself, rounded alike."""
     row = tl.arange(0, SIZE)
     return tl.sum(tl.where(row[:, None] == row[None, :], gram, 0.0), axis=1)
 
 
 @triton.jit
 def _square(gram, row_norm, column_norm, inside):  # type: ignore[no-untyped-def]
-    """Squared distances; infinity for NaN and outside."""
-    square = row_norm[:, None] + column_norm[None, :] - 2 * gram
-    # Comparing in this order keeps NaN from becoming 0.
-    square = tl.where(square > 0, square, tl.where(square == square, 0.0, float("inf")))
+    """Squared distances; 0 for equal tokens, infinity for NaN and outside."""
+    both = row_norm[:, None] + column_norm[None, :]
+    square = both - 2 * gram
+    # An infinite distance is no more than a share of an infinite norm, and stays infinite.
+    square = tl.where(square <= tl.minimum(ROUNDING * both, 3e38), 0.0, square)
+    square = tl.where(square == square, square, float("inf"))
     return tl.where(inside, square, float("inf"))
 
 
