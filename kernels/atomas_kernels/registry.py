@@ -103,6 +103,7 @@ _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "contrastive_cross_entropy": (
         _native("contrastive_cross_entropy"),
         _reference("contrastive", "contrastive_cross_entropy"),
+        _triton("contrastive", "contrastive_cross_entropy"),
     ),
     "lm_cross_entropy": (_reference("language_model", "lm_cross_entropy"),),
     "momentum_update": (_reference("momentum", "momentum_update"), _cuda("momentum", "momentum_update")),
