@@ -75,11 +75,10 @@ def test_token_interaction_is_the_reference(texts: list[int], molecules: list[in
     _assert_is_the_reference(_problem(texts, molecules, width))
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_random_lengths(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+def test_random_lengths() -> None:
+    generator = torch.Generator().manual_seed(0)
     texts, molecules = (torch.randint(0, 50, (n,), generator=generator).tolist() for n in (4, 5))
-    _assert_is_the_reference(_problem(texts, molecules, 16 + 5 * seed, seed))
+    _assert_is_the_reference(_problem(texts, molecules, 21))
 
 
 def test_half_precision_is_computed_in_single() -> None:

@@ -69,20 +69,21 @@ def _interaction(
     large.
     """
     lengths = torch.cat((text_lengths, smiles_lengths)).cpu()
-    text_sizes = checks.segment_sizes("text_lengths", lengths[: len(text_lengths)], len(text))
-    smiles_sizes = checks.segment_sizes("smiles_lengths", lengths[len(text_lengths) :], len(smiles))
-    for name, sizes in (("text_lengths", text_sizes), ("smiles_lengths", smiles_sizes)):
-        if max(sizes, default=0) > _LONGEST:
+    on_host = lengths.split([len(text_lengths), len(smiles_lengths)])
+    for name, sizes, tokens in zip(("text_lengths", "smiles_lengths"), on_host, (text, smiles), strict=True):
+        if max(checks.segment_sizes(name, sizes, len(tokens)), default=0) > _LONGEST:
             raise ValueError(f"{name}: the Triton backend takes sequences of up to {_LONGEST} tokens")
-    scores, *kept = _empty_outputs(text, smiles, text_lengths, smiles_lengths, with_matches)
+    outputs = _empty_outputs(text, smiles, text_lengths, smiles_lengths, with_matches)
+    scores = outputs[0]
     if not (len(text) and len(smiles)):
-        return scores.zero_(), *kept
-    matches = _Matches(Matches(*kept[:2]), Matches(*kept[2:])) if kept[0].numel() else None
+        scores.zero_()
+        return outputs
+    matches = _Matches(Matches(*outputs[1:3]), Matches(*outputs[3:])) if outputs[1].numel() else None
     packed = pack(text, text_weight, text_lengths)
-    for part in _parts(packed, smiles, smiles_weight, smiles_lengths, 2 * _WORKSPACE_BYTES):
+    for part in _parts(packed, smiles, smiles_weight, smiles_lengths, on_host[1], 2 * _WORKSPACE_BYTES):
         own = None if matches is None else matches.of(part)
         scores[:, part.sequences] = _score(packed, part.packed, own)
-    return scores, *kept
+    return outputs
 
 
 @_interaction.register_fake
@@ -139,9 +140,8 @@ def _interaction_backward(
     text_gradient: Tensor | None = None
     grad_text_weight = torch.zeros_like(text_weight)
     grad_smiles, grad_smiles_weight = torch.empty_like(smiles), torch.empty_like(smiles_weight)
-    for part in _parts(
-        packed, smiles, smiles_weight, smiles_lengths, _WORKSPACE_BYTES // text.element_size()
-    ):
+    entries = _WORKSPACE_BYTES // text.element_size()
+    for part in _parts(packed, smiles, smiles_weight, smiles_lengths, smiles_lengths, entries):
         matches = kept.of(part) if text_value.numel() else _computed_matches(packed, part.packed)
         own = pairs[:, part.sequences]
         c = backward.coefficients(packed, part.packed, own, matches.text.place, matches.smiles.place)
@@ -218,23 +218,25 @@ def _computed_matches(text: Packed, smiles: Packed) -> _Matches:
 
 
 def _parts(
-    text: Packed, smiles: Tensor, weight: Tensor, lengths: Tensor, similarities: int
+    text: Packed, smiles: Tensor, weight: Tensor, lengths: Tensor, sizes: Tensor, similarities: int
 ) -> Iterator[_Part]:
-    """SMILES packed in parts of at most so many similarities with all text, but of at least one sequence."""
+    """SMILES packed in parts of at most so many similarities with all text, but of at least one sequence; `sizes`
+    are the lengths again, where reading them costs least.
+    """
     limit = similarities // text.rows
     if packed_rows(len(smiles), len(lengths)) <= limit:
         everything = slice(None)
         yield _Part(everything, everything, everything, pack(smiles, weight, lengths))
         return
-    sizes = lengths.tolist()
+    count: list[int] = sizes.tolist()
     sequence = token = row = 0
-    while sequence < len(sizes):
+    while sequence < len(count):
         end, tokens, rows = sequence, 0, 0
-        while end < len(sizes) and (
-            end == sequence or packed_rows(tokens + sizes[end], end + 1 - sequence) <= limit
+        while end < len(count) and (
+            end == sequence or packed_rows(tokens + count[end], end + 1 - sequence) <= limit
         ):
-            tokens += sizes[end]
-            rows += triton.cdiv(sizes[end], GROUP.value) * GROUP.value
+            tokens += count[end]
+            rows += triton.cdiv(count[end], GROUP.value) * GROUP.value
             end += 1
         here, there = slice(sequence, end), slice(token, token + tokens)
         packed = pack(smiles[there], weight[there], lengths[here])

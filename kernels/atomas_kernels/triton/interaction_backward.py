@@ -56,8 +56,8 @@ def coefficients(
 
 
 def product(c: Tensor, own: Packed, other: Packed) -> Tensor:
-    """The product c @ other.tokens [own rows, width] float32; c [own rows, other rows] has any strides. Tiles behind the last
-    sequence are not written.
+    """The product c @ other.tokens [own rows, width] float32; c [own rows, other rows] has any strides. Tiles behind
+    the last sequence are not written.
     """
     device, dtype = c.device, triton_dtype(c)
     result = torch.empty(own.rows, own.width, device=device)
@@ -213,6 +213,8 @@ def finish_kernel(  # type: ignore[no-untyped-def]
     BLOCK_WIDTH: tl.constexpr,  # noqa: N803
 ):
     """Some rows: from the gradient g of x / |x| to (g - x <x, g> / |x|^2) / |x|."""
+    if tl.load(groups + 3 * group_count + tl.program_id(0) * (ROWS // GROUP)) == 0:
+        return
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token, present = token_of(groups, group_count, row)
     column = tl.arange(0, BLOCK_WIDTH)
@@ -256,6 +258,8 @@ def weight_kernel(  # type: ignore[no-untyped-def]
     BLOCK_SEQUENCES: tl.constexpr,  # noqa: N803
 ):
     """Some rows: sum over the other side's sequences of G / 2 times the maximum."""
+    if tl.load(groups + 3 * group_count + tl.program_id(0) * (ROWS // GROUP)) == 0:
+        return
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token, present = token_of(groups, group_count, row)
     sequence = tl.load(groups + row // GROUP).to(tl.int64)

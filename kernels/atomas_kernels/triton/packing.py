@@ -8,7 +8,7 @@ return at once.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -32,7 +32,8 @@ _BLOCK_SEQUENCES = 1024
 _EXPONENT = tl.constexpr(0x7F800000)
 
 
-class Packed(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Packed:
     """Sequences in groups, on the device."""
 
     tokens: Tensor
