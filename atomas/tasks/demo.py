@@ -14,8 +14,11 @@ from atomas.data.demo import build_demo_corpus
 from atomas.data.shards import Corpus
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
+from atomas.tasks.decoding import DecodingSettings, Writer
 from atomas.tasks.report import result_json, retrieval_report
 from atomas.tasks.visualization import corpus_pairs, visualize
+from atomas.training.checkpoint import resolve_checkpoint
+from atomas.training.model_files import read_model
 from atomas.training.telemetry import read_metrics
 from atomas.viz.training_curves import plot_training_curves
 
@@ -83,10 +86,18 @@ def run_demo(out: Path, config: Path, *, pairs: int, overrides: Sequence[str], s
 
 
 def _show_pair(out: Path, corpus: Path, console: Console) -> None:
-    """The pair, and the picture of what the model has aligned in it."""
+    """The pair, what the model writes for each side of it, and the picture of what it has aligned."""
     last = Corpus.open(corpus).split("test").num_records - 1
     pairs = corpus_pairs(corpus, "test", [min(SHOWN_ROW, last)])
-    for name, value in (("molecule", pairs[0].smiles), ("text", pairs[0].text)):
+    text, smiles = pairs[0].text, pairs[0].smiles
+    model, tokenizer, config = read_model(resolve_checkpoint(out / "hierarchical"))
+    writer = Writer(model, tokenizer, DecodingSettings(max_tokens=256), device=torch.device("cpu"))
+    shown = [("text", text), ("molecule", smiles)]
+    if config.loss.task in ("genmol", "both"):
+        shown.append(("molecule written for the text", writer.write([text])[0][0]))
+    if config.loss.task in ("gentext", "both"):
+        shown.append(("text written for the molecule", writer.write([smiles])[0][0]))
+    for name, value in shown:
         console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
     page = visualize(out / "hierarchical", pairs, out / "alignment")
     console.print(f"what matches what: {page}")
