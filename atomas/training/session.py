@@ -26,7 +26,7 @@ from atomas.training.engine import build_engine, deepspeed_json, master_weights
 from atomas.training.model_files import build_model, load_weights, write_model
 from atomas.training.run_directory import RunDirectory
 from atomas.training.telemetry import environment, logger, start_logging
-from atomas_kernels import set_backend
+from atomas_kernels import active_backends, set_backend
 from atomas_launcher.placement import Placement
 
 
@@ -62,6 +62,8 @@ class Session:
             if placement.rank == 0:
                 write_json(run.attempt_path / "env.json", environment(device, placement.world_size))
                 write_json(run.attempt_path / "deepspeed.json", deepspeed_config)
+                used = ", ".join(f"{op}: {name}" for op, name in active_backends(device).items())
+                logger.info("operators on %s: %s", device, used)
         corpus = Corpus.open(Path(config.data.corpus))
         if config.evaluation.every:
             corpus.split(

@@ -15,6 +15,8 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
+from atomas_kernels import active_backends
+
 logger = logging.getLogger("atomas")
 
 
@@ -51,6 +53,7 @@ def environment(config_device: torch.device, world_size: int) -> dict[str, Any]:
         else _cpu_name(),
         "world_size": world_size,
         "threads": torch.get_num_threads(),
+        "kernels": active_backends(config_device),
         "versions": {name: _version(name) for name in packages},
     }
 

@@ -13,10 +13,11 @@ from atomas_kernels.api import (
 )
 from atomas_kernels.attention import distance_buckets
 from atomas_kernels.layout import cu_seqlens_from_lengths, lengths_from_cu_seqlens
-from atomas_kernels.registry import active_backend, set_backend
+from atomas_kernels.registry import active_backend, active_backends, set_backend
 
 __all__ = [
     "active_backend",
+    "active_backends",
     "cluster_merge",
     "contrastive_cross_entropy",
     "cu_seqlens_from_lengths",

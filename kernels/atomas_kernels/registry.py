@@ -67,23 +67,22 @@ def _triton(module: str, name: str) -> Implementation:
     return Implementation(backend="triton", target=target, device="cuda", dtypes=_HALF_AND_SINGLE)
 
 
-# In the order in which `auto` prefers them. Of what runs on CUDA, `token_interaction` and `cluster_merge` are chosen:
-# the reference keeps intermediates that grow with the product of all lengths, and adds in any order. The others stand
-# behind the reference, so they run only when they are named: they compile without spills and agree in interpreter and
-# emulation, but they have not been timed on a GPU.
+# In the order in which `auto` prefers them. On CUDA that is Triton where there is a kernel: the reference keeps
+# intermediates that grow with the product of all lengths, and adds in any order. What torch does as well (attention,
+# the momentum update) stays with the reference there until a measurement on a GPU says otherwise.
 _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "segment_softmax": (_reference("segments", "segment_softmax"),),
     "dpc_knn": (
         _native("dpc_knn"),
-        _reference("clustering", "dpc_knn"),
-        _cuda("clustering", "dpc_knn"),
         _triton("clustering", "dpc_knn"),
+        _cuda("clustering", "dpc_knn"),
+        _reference("clustering", "dpc_knn"),
     ),
     "cluster_merge": (
         _native("cluster_merge"),
         _triton("merge", "cluster_merge"),
-        _reference("clustering", "cluster_merge"),
         _cuda("clustering", "cluster_merge"),
+        _reference("clustering", "cluster_merge"),
     ),
     "token_interaction": (
         _native("token_interaction"),
@@ -102,8 +101,8 @@ _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "info_nce": (_reference("contrastive", "info_nce"),),
     "contrastive_cross_entropy": (
         _native("contrastive_cross_entropy"),
-        _reference("contrastive", "contrastive_cross_entropy"),
         _triton("contrastive", "contrastive_cross_entropy"),
+        _reference("contrastive", "contrastive_cross_entropy"),
     ),
     "lm_cross_entropy": (_reference("language_model", "lm_cross_entropy"),),
     "momentum_update": (_reference("momentum", "momentum_update"), _cuda("momentum", "momentum_update")),
@@ -125,6 +124,13 @@ def active_backend(op: str, device: torch.device | str = "cpu", dtype: torch.dty
     Raises ValueError for an unknown operator, RuntimeError if the chosen backend cannot run there.
     """
     return _select(op, torch.device(device), dtype).backend
+
+
+def active_backends(
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, str]:
+    """`active_backend` of every operator, for logs and reports."""
+    return {op: active_backend(op, device, dtype) for op in _IMPLEMENTATIONS}
 
 
 def implementation(op: str, tokens: Tensor) -> Callable[..., Any]:

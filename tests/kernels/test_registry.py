@@ -29,10 +29,12 @@ def test_auto_takes_the_first_that_is_made_for_the_tensors(backend: Callable[[st
     backend("auto")
     assert ak.active_backend("token_interaction", "cpu") == "native"
     assert ak.active_backend("token_interaction", "cpu", torch.float64) == "reference"
-    assert ak.active_backend("dpc_knn", "cuda") == "reference"
     assert ak.active_backend("momentum_update", "cpu") == "reference"
+    assert ak.active_backends("cpu")["cluster_merge"] == "native"
     pytest.importorskip("triton")
-    assert ak.active_backend("token_interaction", "cuda") == "triton"
+    fused = ("dpc_knn", "cluster_merge", "token_interaction", "contrastive_cross_entropy")
+    assert {ak.active_backend(op, "cuda") for op in fused} == {"triton"}
+    assert ak.active_backend("token_interaction", "cuda", torch.float64) == "reference"
 
 
 def test_native_by_name_refuses_what_it_cannot_run(backend: Callable[[str], None]) -> None:
