@@ -2,7 +2,7 @@
 
 A page holds `<!-- NAME -->` and `<!-- /NAME -->`; what stands between is replaced by a table of the
 retrieval reports in `docs/results/NAME/`, one per run, or of the operator benchmark
-`docs/results/NAME.json`. `--check` only compares.
+`docs/results/NAME.json`, or, for NAME_memory, of the memory in it. `--check` only compares.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from atomas.viz.kernel_tables import benchmark_table, memory_table
 
 PAGES = ("README.md", "docs/kernels.md", "docs/results/README.md")
 RESULTS = Path("docs/results")
@@ -48,6 +50,8 @@ def render_page(text: str, results: Path) -> str:
         if (results / name).is_dir():
             files = sorted((results / name).glob("*.json"))
             table = retrieval_table({file.stem: _read(file) for file in files})
+        elif name.endswith("_memory"):
+            table = memory_table(_read(results / f"{name.removesuffix('_memory')}.json"))
         else:
             table = benchmark_table(_read(results / f"{name}.json"))
         return f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
@@ -72,25 +76,6 @@ def retrieval_table(reports: Mapping[str, dict[str, Any]]) -> str:
     counts = sorted({report["pairs"] for report in reports.values()})
     chance = ", ".join(f"{count} held-out pairs: chance is {_percent(1 / count)}" for count in counts)
     return "\n".join([*lines, "", f"{chance} R@1."])
-
-
-def benchmark_table(report: dict[str, Any]) -> str:
-    """Markdown of `python -m atomas_kernels.bench --json`: medians of forward and backward, and ratios to `native`."""
-    lines = ["| operator | provider | batch | ms | times native |", "|---|---|---:|---:|---:|"]
-    rows = [row for row in report["rows"] if row["status"] == "ok"]
-    native = {row["op"]: row["ms"]["full"]["p50"] for row in rows if row["provider"] == "native"}
-    for row in rows:
-        median = row["ms"]["full"]["p50"]
-        lines.append(
-            f"| {row['op']} | {row['provider']} | {row['shape']['batch']} | {median:.1f} | "
-            f"{median / native[row['op']]:.1f} |"
-        )
-    machine, first = report["machine"], rows[0]
-    lines.append(
-        f"\n{machine['processor']}, {first['threads']} thread, {first['dtype']}, width {first['shape']['width']}, "
-        f"torch {report['versions']['torch']}, load average {machine['load']}. Forward and backward, median."
-    )
-    return "\n".join(lines)
 
 
 def _read(file: Path) -> dict[str, Any]:
