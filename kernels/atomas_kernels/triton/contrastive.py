@@ -235,8 +235,7 @@ def _run_forward(operands: _Operands, alpha: float, best: Configuration) -> tupl
     for source, part in zip(sources, partial.split(tiles), strict=True):
         grid = (len(part), triton.cdiv(rows, best.rows))
         statistics_kernel[grid](*operands.arguments(source), part, own, **constants)
-    grid = (triton.cdiv(rows, _MERGE["BLOCK_ROWS"]),)
-    merge_kernel[grid](
+    merge_kernel[(triton.cdiv(rows, _MERGE["BLOCK_ROWS"]),)](
         partial, own, loss, statistics, rows, sum(tiles), alpha, **_MERGE, **launch_options(4, 1)
     )
     return loss.mean(), statistics
