@@ -1,8 +1,4 @@
-"""Ragged batches: flat tokens and lengths, and groups of like length for whoever has to pad.
-
-A batch is never padded here. The model pads inside one pass of the backbone, over rows that `length_buckets`
-has put together.
-"""
+"""Ragged batches: flat tokens and lengths. Nothing is ever padded."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-
-GROUP_COST = 512
-"""Tokens of padding that are worth one pass less: what a pass costs besides its tokens."""
 
 
 class Encoder(Protocol):
@@ -101,36 +94,6 @@ class TokenizedPair:
     molecule_id: int
     text_id: int
     sample_id: int
-
-
-def length_buckets(lengths: Tensor, token_budget: int) -> list[Tensor]:
-    """Group rows of like length so that (rows of a group) x (its longest row) stays within `token_budget`.
-
-    `lengths` is [B] int. Returns int64 index tensors on the device of `lengths` that partition 0 .. B - 1,
-    the group of the longest rows first. A row that is longer than the budget is a group of its own. Among
-    all such partitions of the sorted rows it is the one with the least padded tokens, where every group
-    counts `GROUP_COST` tokens: exact, by dynamic programming in O(B^2).
-    """
-    order = torch.argsort(lengths.cpu(), descending=True, stable=True)
-    longest = lengths.cpu()[order].numpy().astype(np.int64)
-    rows = np.arange(len(longest))
-    reach = rows + np.maximum(
-        1, token_budget // np.maximum(1, longest)
-    )  # a group from row i ends here at most
-    best = np.zeros(len(longest) + 1, dtype=np.int64)
-    start = np.zeros(len(longest) + 1, dtype=np.int64)
-    first = 0
-    for end in range(1, len(longest) + 1):
-        while reach[first] < end:
-            first += 1
-        cost = best[first:end] + longest[first:end] * (end - rows[first:end])
-        choice = int(cost.argmin())
-        best[end], start[end] = cost[choice] + GROUP_COST, first + choice
-    groups, end = [], len(longest)
-    while end > 0:
-        groups.append(order[start[end] : end].to(lengths.device))
-        end = int(start[end])
-    return groups[::-1]
 
 
 def split_groups(groups: Sequence[Tensor], count: int) -> list[Tensor]:

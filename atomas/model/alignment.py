@@ -35,9 +35,7 @@ class Level(NamedTuple):
 class Hierarchy(nn.Module):
     """All levels of one modality."""
 
-    def __init__(
-        self, width: int, model: ModelConfig, level_weights: Sequence[float], token_budget: int
-    ) -> None:
+    def __init__(self, width: int, model: ModelConfig, level_weights: Sequence[float]) -> None:
         """Build what the levels with a weight need: nothing is created that would never see a gradient."""
         super().__init__()
         aligned = [level for level, weight in enumerate(level_weights) if weight]
@@ -47,7 +45,6 @@ class Hierarchy(nn.Module):
                 ratio=ratio,
                 neighbours=model.neighbours,
                 heads=model.polymerization_heads,
-                token_budget=token_budget,
             )
             for ratio in model.ratios[: max(aligned)]
         )
@@ -83,11 +80,11 @@ class ImportanceMLP(nn.Sequential):
 class HierarchicalAlignment(nn.Module):
     """L_haa: the weighted sum over levels of a symmetric InfoNCE over token interactions."""
 
-    def __init__(self, width: int, model: ModelConfig, loss: LossConfig, *, token_budget: int) -> None:
+    def __init__(self, width: int, model: ModelConfig, loss: LossConfig) -> None:
         super().__init__()
         self.level_weights = loss.level_weights
-        self.text = Hierarchy(width, model, loss.level_weights, token_budget)
-        self.smiles = Hierarchy(width, model, loss.level_weights, token_budget)
+        self.text = Hierarchy(width, model, loss.level_weights)
+        self.smiles = Hierarchy(width, model, loss.level_weights)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(loss.logit_scale)]))
 
     def forward(

@@ -77,7 +77,7 @@ class AtomasModel(nn.Module):
                     f"model.polymerization_heads = {model.polymerization_heads} does not divide the width "
                     f"{width} of the backbone; change it"
                 )
-            self.alignment = HierarchicalAlignment(width, model, loss, token_budget=token_budget)
+            self.alignment = HierarchicalAlignment(width, model, loss)
 
     def forward(self, batch: PairBatch, targets: MomentumTargets | None = None) -> dict[str, Tensor]:
         """Losses of this rank's b pairs within the global batch of B.

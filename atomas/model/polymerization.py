@@ -2,13 +2,11 @@
 
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atomas.data.batching import length_buckets
 from atomas.model.layers import LayerNorm, Linear, SequenceConvolution, at_least_float32, full_precision
-from atomas.model.ragged import PaddedRows, flatten, positions
-from atomas_kernels import cluster_merge, dpc_knn
+from atomas.model.ragged import positions
+from atomas_kernels import cluster_merge, dpc_knn, packed_attention
 
 
 class Polymerized(NamedTuple):
@@ -28,14 +26,14 @@ class Polymerized(NamedTuple):
 class Polymerization(nn.Module):
     """One step from level l to l + 1 of one modality."""
 
-    def __init__(self, width: int, *, ratio: float, neighbours: int, heads: int, token_budget: int) -> None:
+    def __init__(self, width: int, *, ratio: float, neighbours: int, heads: int) -> None:
         super().__init__()
         self.ratio = ratio
         self.neighbours = neighbours
         self.convolution = SequenceConvolution(width)
         self.norm = LayerNorm(width)
         self.score = Linear(width, 1)
-        self.attention = ClusterAttention(width, heads=heads, token_budget=token_budget)
+        self.attention = ClusterAttention(width, heads=heads)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Polymerized:
         """[T, D] flat tokens of B sequences and their [B] lengths, to clusters of each sequence."""
@@ -52,10 +50,9 @@ class Polymerization(nn.Module):
 class ClusterAttention(nn.Module):
     """Clusters read the tokens of the level below: pre-norm attention with a score on every key."""
 
-    def __init__(self, width: int, *, heads: int, token_budget: int) -> None:
+    def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.token_budget = token_budget
         self.norm = LayerNorm(width)
         self.query = Linear(width, width)
         self.key_value = Linear(width, 2 * width)
@@ -65,23 +62,10 @@ class ClusterAttention(nn.Module):
         self, merged: Tensor, cluster_lengths: Tensor, tokens: Tensor, lengths: Tensor, score: Tensor
     ) -> Tensor:
         """Queries [sum K_i, D], keys and values [T, D] and their scores [T] -> [sum K_i, D]."""
-        query = self.query(self.norm(merged))
-        key, value = self.key_value(self.norm(tokens)).chunk(2, dim=1)
-        blocks, outputs = [], []
-        for rows in length_buckets(lengths, self.token_budget):
-            clusters, members = PaddedRows.of(cluster_lengths, rows), PaddedRows.of(lengths, rows)
-            bias = members.pad(score).masked_fill(~members.mask, float("-inf"))
-            with full_precision(tokens.device):
-                attended = F.scaled_dot_product_attention(
-                    self._split_heads(clusters.pad(query)),
-                    self._split_heads(members.pad(key)),
-                    self._split_heads(members.pad(value)),
-                    attn_mask=bias[:, None, None, :],
-                )
-            blocks.append(clusters)
-            outputs.append(attended.transpose(1, 2).flatten(2))
-        return self.output(flatten(blocks, outputs))
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """[n, L, D] -> [n, heads, L, D / heads]."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        query = self.query(self.norm(merged)).unflatten(1, (self.heads, -1))
+        key, value = self.key_value(self.norm(tokens)).unflatten(1, (2, self.heads, -1)).unbind(1)
+        with full_precision(tokens.device):
+            attended = packed_attention(
+                query * query.shape[2] ** -0.5, key, value, cluster_lengths, lengths, key_bias=score
+            )
+        return self.output(attended.flatten(1))

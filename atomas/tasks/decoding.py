@@ -13,7 +13,7 @@ from atomas.data.batching import RaggedTokens
 from atomas.data.tokenizer import EOS_ID, PAD_ID, UNK_ID, AtomasTokenizer
 from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
-from atomas.model.ragged import PaddedRows
+from atomas_kernels.layout import pad
 
 Task = Literal["captioning", "generation"]
 """What is written: a caption for a SMILES, or a SMILES for a text."""
@@ -122,12 +122,13 @@ class Writer:
             return []
         tokens = RaggedTokens.from_lists(self._tokenizer.encode_batch(sources)).to(self._device)
         states = self._backbone.encode(tokens)
-        rows = PaddedRows.of(tokens.lengths, torch.arange(len(sources), device=self._device))
+        padded = pad(states, tokens.lengths)
+        mask = torch.arange(padded.shape[1], device=self._device) < tokens.lengths[:, None]
         if self._settings.sample:
             torch.manual_seed(self._settings.seed + seed)
         written: Tensor = self._backbone.t5.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=rows.pad(states)),
-            attention_mask=rows.mask,
+            encoder_outputs=BaseModelOutput(last_hidden_state=padded),
+            attention_mask=mask,
             generation_config=self._config,
             synced_gpus=self.synchronized,
         )

@@ -166,11 +166,12 @@ def packed_attention(
     key_lengths: Tensor,
     *,
     distance_bias: Tensor | None = None,
+    key_bias: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
     """Attention of every sequence of queries to its own sequence of keys, as T5 does it: softmax of q k^T, which
-    is not scaled, plus a bias of the distance.
+    is not scaled, plus a bias of the distance, plus a bias of the key (method.md 3.1, step 4).
 
     Args:
         query: [T_q, H, d], floating, H heads of width d; differentiable.
@@ -182,12 +183,14 @@ def packed_attention(
         distance_bias: [H, 2 R + 1], floating, added to the logits of keys whose place in their sequence, minus
             that of the query, is -R to R; what is farther takes the nearest of these (see `distance_buckets`).
             Differentiable. None for no bias.
+        key_bias: [T_k], floating, added to the logits of each key; differentiable. None for no bias.
         causal: a query reads only the keys at its own place and before.
         dropout: probability with which an attention weight is dropped, 0 <= dropout <= 1; the others are scaled up.
 
     Returns:
         [T_q, H, d], dtype of `query`; zero for the queries of a sequence without keys.
-        Padded: query [B, N, H, d], key and value [B, M, H, d] -> [B, N, H, d], 0 behind each sequence.
+        Padded: query [B, N, H, d], key and value [B, M, H, d], key_bias [B, M] -> [B, N, H, d], 0 behind each
+        sequence.
     """
     if checks.dims("query", query) == 4:
         rows = PaddedBatch("query", query, "query_lengths", query_lengths)
@@ -199,6 +202,7 @@ def packed_attention(
             query_lengths,
             key_lengths,
             distance_bias=distance_bias,
+            key_bias=None if key_bias is None else others.pack("key_bias", key_bias),
             causal=causal,
             dropout=dropout,
         )
@@ -221,10 +225,22 @@ def packed_attention(
         checks.same_size("distance_bias", distance_bias, 0, "query", query, 1)
         if distance_bias.shape[1] % 2 == 0:
             raise ValueError(f"distance_bias: expected 2 R + 1 distances, got {distance_bias.shape[1]}")
+    if key_bias is not None:
+        checks.floating("key_bias", key_bias, dims=1, device=query.device)
+        checks.same_size("key_bias", key_bias, 0, "key", key, 0)
     checks.fraction("dropout", dropout, zero=True)
     run = implementation("packed_attention", query)
-    arguments = (query, key, value, query_lengths, key_lengths)
-    return run(*arguments, distance_bias=distance_bias, causal=causal, dropout=float(dropout))
+    return run(
+        query,
+        key,
+        value,
+        query_lengths,
+        key_lengths,
+        distance_bias=distance_bias,
+        key_bias=key_bias,
+        causal=causal,
+        dropout=float(dropout),
+    )
 
 
 def info_nce(scores: Tensor, scale: Tensor, *, negative_mask: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Packed T5 attention in one launch: FlexAttention, of which PyTorch generates a Triton kernel.
 
-The mask says which tokens share a sequence, the score function adds the bias of the distance. Compiled at the
-first call, for sequences of any lengths. The gradient of the bias is summed with atomics: two runs differ in
+The mask says which tokens share a sequence, the score function adds the biases of distance and key. Compiled at the
+first call, for sequences of any lengths. Gradients of the biases are summed with atomics: two runs differ in
 rounding.
 """
 
@@ -24,6 +24,7 @@ def packed_attention(
     key_lengths: Tensor,
     *,
     distance_bias: Tensor | None,
+    key_bias: Tensor | None,
     causal: bool,
     dropout: float,
 ) -> Tensor:
@@ -38,20 +39,23 @@ def packed_attention(
             query_lengths,
             key_lengths,
             distance_bias=distance_bias,
+            key_bias=key_bias,
             causal=causal,
             dropout=dropout,
         )
     places = _places(tuple(query_sizes), tuple(key_sizes), causal, query.device)
 
     def biased(score: Tensor, batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        assert distance_bias is not None
-        reach = distance_bias.shape[1] // 2
-        distance = places.key[j] - places.query[i]
-        return score + distance_bias[head, distance.clamp(-reach, reach) + reach]
+        if distance_bias is not None:
+            reach = distance_bias.shape[1] // 2
+            distance = places.key[j] - places.query[i]
+            score = score + distance_bias[head, distance.clamp(-reach, reach) + reach]
+        return score if key_bias is None else score + key_bias[j]
 
     q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+    plain = distance_bias is None and key_bias is None
     attended: Any = _flex(query.device.type)(
-        q, k, v, score_mod=None if distance_bias is None else biased, block_mask=places.mask, scale=1.0
+        q, k, v, score_mod=None if plain else biased, block_mask=places.mask, scale=1.0
     )
     return attended[0].transpose(0, 1)
 

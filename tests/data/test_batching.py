@@ -2,16 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
-from itertools import combinations, pairwise
-from pathlib import Path
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomas.data.batching import GROUP_COST, RaggedTokens, collate, length_buckets, split_groups, stable_id
-from atomas.data.tokenizer import AtomasTokenizer
+from atomas.data.batching import RaggedTokens, collate, split_groups, stable_id
 
 
 class CharacterTokenizer:
@@ -65,33 +61,6 @@ def test_moving_a_batch_moves_every_tensor() -> None:
     assert all(tensor.device.type == "meta" for tensor in tensors)
 
 
-@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 4000))
-def test_buckets_partition_the_rows_within_the_budget(lengths: list[int], budget: int) -> None:
-    groups = [group.tolist() for group in length_buckets(torch.tensor(lengths, dtype=torch.int64), budget)]
-    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
-    spans = [[lengths[row] for row in group] for group in groups]
-    assert all(len(span) == 1 or len(span) * max(span) <= budget for span in spans)
-    assert all(min(longer) >= max(shorter) for longer, shorter in pairwise(spans))
-
-
-@given(st.lists(st.integers(1, 600), min_size=1, max_size=7), st.integers(1, 4000))
-def test_no_other_partition_of_the_sorted_rows_is_cheaper(lengths: list[int], budget: int) -> None:
-    ordered = sorted(lengths, reverse=True)
-
-    def cost(spans: list[list[int]]) -> float:
-        legal = all(len(span) == 1 or len(span) * span[0] <= budget for span in spans)
-        return sum(len(span) * span[0] + GROUP_COST for span in spans) if legal else float("inf")
-
-    cheapest = float("inf")
-    for cuts in range(len(ordered)):
-        for places in combinations(range(1, len(ordered)), cuts):
-            bounds = [0, *places, len(ordered)]
-            spans = [ordered[a:b] for a, b in pairwise(bounds)]
-            cheapest = min(cheapest, cost(spans))
-    found = length_buckets(torch.tensor(lengths), budget)
-    assert cost([[lengths[row] for row in group.tolist()] for group in found]) == cheapest
-
-
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=6), st.integers(1, 12))
 def test_groups_are_split_until_there_are_enough(sizes: list[int], count: int) -> None:
     groups = list(torch.arange(sum(sizes)).split(sizes))
@@ -99,19 +68,3 @@ def test_groups_are_split_until_there_are_enough(sizes: list[int], count: int) -
     assert len(parts) == max(len(groups), min(count, sum(sizes)))
     assert torch.cat(parts).tolist() == list(range(sum(sizes)))
     assert all(len(part) > 0 for part in parts)
-
-
-@pytest.mark.parametrize(("name", "limit"), [("description", 0.20), ("SMILES", 0.30)])
-def test_little_of_a_real_batch_is_padding(shared_data: Path, name: str, limit: float) -> None:
-    lines = (shared_data / "chebi20" / "validation.txt").read_text(encoding="utf-8").split("\n")
-    column = lines[0].split("\t").index(name)
-    tokenizer = AtomasTokenizer.load(shared_data / "tokenizers" / "t5")
-    ids = tokenizer.encode_batch([line.split("\t")[column] for line in lines[1:2049]])
-    lengths = torch.tensor([len(row) for row in ids])
-    padded = single = 0
-    for batch in lengths.split(64):
-        padded += sum(len(group) * int(batch[group].max()) for group in length_buckets(batch, 16384))
-        single += len(batch) * int(batch.max())
-    real = int(lengths.sum())
-    print(f"{name}: {1 - real / padded:.1%} padding in groups, {1 - real / single:.1%} in one piece")
-    assert 1 - real / padded < limit < 1 - real / single

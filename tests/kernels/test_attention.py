@@ -31,17 +31,19 @@ def _problem(query_sizes: list[int], key_sizes: list[int], seed: int = 0) -> lis
     return [query, key, value, *lengths, bias]
 
 
-def _loop(arguments: list[Tensor], bias: Tensor | None, causal: bool) -> Tensor:
+def _loop(arguments: list[Tensor], bias: Tensor | None, key_bias: Tensor, causal: bool) -> Tensor:
     """The definition, one query at a time."""
     query, key, value, query_lengths, key_lengths = arguments
-    queries, keys, values = (
+    queries, keys, values, key_biases = (
         x.split(lengths.tolist())
-        for x, lengths in ((query, query_lengths), (key, key_lengths), (value, key_lengths))
-    )
+        for x, lengths in (
+            (query, query_lengths), (key, key_lengths), (value, key_lengths), (key_bias, key_lengths)
+        )
+    )  # fmt: skip
     rows = []
-    for q, k, v in zip(queries, keys, values, strict=True):
+    for q, k, v, b in zip(queries, keys, values, key_biases, strict=True):
         for place in range(len(q)):
-            logits = torch.einsum("hd,jhd->hj", q[place], k)
+            logits = torch.einsum("hd,jhd->hj", q[place], k) + b
             distance = torch.arange(len(k)) - place
             if bias is not None:
                 logits = logits + bias[:, distance.clamp(-REACH, REACH) + REACH]
@@ -58,13 +60,14 @@ def test_it_is_its_definition(
     step: int, sizes: list[tuple[int, int]], causal: bool, biased: bool, seed: int
 ) -> None:
     *arguments, table = _problem([n for n, _ in sizes], [m for _, m in sizes], seed)
-    bias = table if biased else None
-    leaves = [*arguments[:3], *([table] if biased else [])]
+    key_bias = torch.randn(len(arguments[1]), dtype=torch.float64).requires_grad_()
+    bias, of_key = (table, key_bias) if biased else (None, None)
+    leaves = [*arguments[:3], *([table, key_bias] if biased else [])]
     with pytest.MonkeyPatch.context() as patch:
         # How accelerators group the sequences, with padding, holds on the CPU as well.
         patch.setattr(attention, "_step", lambda device: step)
-        got = ak.packed_attention(*arguments, distance_bias=bias, causal=causal)
-    expected = _loop(arguments, bias, causal)
+        got = ak.packed_attention(*arguments, distance_bias=bias, key_bias=of_key, causal=causal)
+    expected = _loop(arguments, bias, key_bias if biased else torch.zeros_like(key_bias), causal)
     assert_close(got, expected)
     if not any(n and m for n, m in sizes):
         return
@@ -166,7 +169,11 @@ def test_half_precision(dtype: torch.dtype) -> None:
 def test_flex_attention_computes_the_same(causal: bool, biased: bool) -> None:
     """The forward pass alone: FlexAttention has no gradient on the CPU."""
     *arguments, bias = (x.detach() for x in _problem([5, 0, 3, 9], [2, 4, 0, 7]))
-    options = {"distance_bias": bias if biased else None, "causal": causal, "dropout": 0.0}
+    of_key = torch.randn(len(arguments[1]), dtype=torch.float64)
+    options = (
+        {"distance_bias": bias, "key_bias": of_key} if biased else {"distance_bias": None, "key_bias": None}
+    )
+    options |= {"causal": causal, "dropout": 0.0}
     expected = attention.packed_attention(*arguments, **options)
     assert_close(attention_flex.packed_attention(*arguments, **options), expected, atol=1e-5, rtol=1e-5)
 
@@ -178,12 +185,13 @@ def test_gradients_of_flex_attention(causal: bool) -> None:
     lengths = torch.tensor([70, 0, 3, 200])
     leaves = [torch.randn(273, 2, 16, generator=generator).cuda().requires_grad_() for _ in range(3)]
     bias = torch.randn(2, 257, generator=generator).cuda().requires_grad_()
+    of_key = torch.randn(273, generator=generator).cuda().requires_grad_()
     results = [
-        run(*leaves, lengths, lengths, distance_bias=bias, causal=causal, dropout=0.0)
+        run(*leaves, lengths, lengths, distance_bias=bias, key_bias=of_key, causal=causal, dropout=0.0)
         for run in (attention.packed_attention, attention_flex.packed_attention)
     ]
     assert_close(results[1], results[0], atol=2e-3, rtol=2e-3)
     upstream = torch.randn(results[0].shape, generator=generator).cuda()
-    gradients = (torch.autograd.grad(x, [*leaves, bias], upstream) for x in results)
+    gradients = (torch.autograd.grad(x, [*leaves, bias, of_key], upstream) for x in results)
     for expected, got in zip(*gradients, strict=True):
         assert_close(got, expected, atol=1e-2, rtol=1e-2)

@@ -89,10 +89,10 @@ def test_lm_cross_entropy(generator: torch.Generator) -> None:
 def test_packed_attention(generator: torch.Generator, causal: bool) -> None:
     query_lengths, key_lengths = _lengths(3, 0, 1, 3), _lengths(5, 2, 0, 5)
     leaves = (_leaf(generator, 7, 2, 3), _leaf(generator, 12, 2, 3), _leaf(generator, 12, 2, 3))
-    bias = _leaf(generator, 2, 5)
+    bias, of_key = _leaf(generator, 2, 5), _leaf(generator, 12)
     assert gradcheck(
-        lambda q, k, v, b: ak.packed_attention(
-            q, k, v, query_lengths, key_lengths, distance_bias=b, causal=causal
+        lambda q, k, v, b, c: ak.packed_attention(
+            q, k, v, query_lengths, key_lengths, distance_bias=b, key_bias=c, causal=causal
         ),
-        (*leaves, bias),
+        (*leaves, bias, of_key),
     )

@@ -34,10 +34,9 @@ def _step_of_one_sequence(layer: Any, tokens: Tensor, heads: int) -> Tensor:
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 1.0])
-@pytest.mark.parametrize("token_budget", [1, 30, 1000])
-def test_step_is_the_method_on_each_sequence_alone(ratio: float, token_budget: int) -> None:
+def test_step_is_the_method_on_each_sequence_alone(ratio: float) -> None:
     torch.manual_seed(0)
-    layer = Polymerization(16, ratio=ratio, neighbours=3, heads=4, token_budget=token_budget).double()
+    layer = Polymerization(16, ratio=ratio, neighbours=3, heads=4).double()
     lengths = [9, 1, 4, 13, 2]
     tokens = torch.randn(sum(lengths), 16, dtype=torch.float64)
     result = layer(tokens, torch.tensor(lengths))
@@ -50,7 +49,7 @@ def test_step_is_the_method_on_each_sequence_alone(ratio: float, token_budget: i
 
 def test_gradients() -> None:
     torch.manual_seed(0)
-    layer = Polymerization(8, ratio=0.5, neighbours=2, heads=2, token_budget=8).double()
+    layer = Polymerization(8, ratio=0.5, neighbours=2, heads=2).double()
     tokens = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: layer(x, torch.tensor([5, 2])).tokens, tokens)
     layer(tokens, torch.tensor([5, 2])).tokens.square().sum().backward()

@@ -1,5 +1,6 @@
 """T5 attention over packed sequences (Raffel et al. 2020, arXiv 1910.10683, section 2.1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -21,6 +22,7 @@ def packed_attention(
     key_lengths: Tensor,
     *,
     distance_bias: Tensor | None,
+    key_bias: Tensor | None,
     causal: bool,
     dropout: float,
 ) -> Tensor:
@@ -41,13 +43,19 @@ def packed_attention(
     key_slots = [g.rows * g.keys for g in layout.groups]
     keys, values = (x.index_select(0, layout.key_slots).split(key_slots) for x in (key, value))
     masks = layout.key_mask.split(key_slots)
+    of_keys: Sequence[Tensor | None] = [None] * len(layout.groups)
+    if key_bias is not None:
+        of_keys = key_bias.to(query.dtype).index_select(0, layout.key_slots).split(key_slots)
     # Where nothing is attended the result is zero, but part of the graph as every other is.
     outputs = [(query[:0].sum(dim=0) + key[:0].sum(dim=0) + value[:0].sum(dim=0))[None]]
-    for group, q, k, v, mask in zip(layout.groups, queries, keys, values, masks, strict=True):
+    parts = zip(layout.groups, queries, keys, values, of_keys, masks, strict=True)
+    for group, q, k, v, of_key, mask in parts:
         addend = _by_distance(group, bias, causal, query)
         if layout.padded:
-            hidden = query.new_zeros(mask.shape).masked_fill(~mask, -inf).view(group.rows, 1, 1, group.keys)
-            addend = hidden if addend is None else addend + hidden
+            of_key = (query.new_zeros(mask.shape) if of_key is None else of_key).masked_fill(~mask, -inf)
+        if of_key is not None:
+            of_key = of_key.view(group.rows, 1, 1, group.keys)
+            addend = of_key if addend is None else addend + of_key
         q, k, v = (x.unflatten(0, (group.rows, -1)).transpose(1, 2) for x in (q, k, v))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=addend, dropout_p=dropout, scale=1.0)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
