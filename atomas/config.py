@@ -52,7 +52,7 @@ class DataConfig:
     batch_size: int = 64
     """B: pairs in the contrastive batch over all ranks. Constant whatever the world size, which must divide it."""
     token_budget: int = 16384
-    """Padded tokens in one pass of the encoder or decoder: rows of like length are run together up to this many."""
+    """Tokens in one pass of the encoder or decoder: sequences are run together up to this many, none is padded."""
     max_text_tokens: int = 512
     """A longer text is cut where it is only read, and its pair is dropped, and counted, where it must be written."""
     max_smiles_tokens: int = 512
