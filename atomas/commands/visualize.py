@@ -44,6 +44,8 @@ def _run(args: argparse.Namespace) -> None:
     given = args.smiles is not None and args.text is not None
     if given == (args.data is not None) or (args.smiles is None) != (args.text is None):
         raise AtomasError("say what to draw: either --smiles S --text T, or --data DIR --rows N ...")
+    if given and args.rows is not None:
+        raise AtomasError("--rows are of a corpus: leave them out beside --smiles and --text")
 
     from pathlib import Path
 

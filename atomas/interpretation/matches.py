@@ -52,6 +52,8 @@ class PairMatches:
     """A pair with the matches of all its levels."""
 
     text: str
+    read: int
+    """Characters of the text that the model reads; what is behind them was cut off"""
     smiles: str
     bonds: list[tuple[int, int]]
     """Atoms of every bond"""
@@ -63,6 +65,7 @@ def strongest_matches(pair: PairCorrespondence, *, limit: int = MAX_MATCHES) -> 
     characters = scan_smiles(pair.smiles)
     return PairMatches(
         text=pair.text,
+        read=max((end for _, end in pair.text_offsets), default=0),
         smiles=pair.smiles,
         bonds=characters.bonds,
         levels=[_level(level, pair, characters, limit) for level in pair.levels],
@@ -84,8 +87,8 @@ def _level(
         best = words[int(similarity[words, fragment].argmax())]
         answers.setdefault(best, []).append(fragment)
     strength = {
-        word: sum(level.smiles.weight[fragment] * similarity[word, fragment] for fragment in fragments)
-        for word, fragments in answers.items()
+        word: sum(level.smiles.weight[fragment] * similarity[word, fragment] for fragment in answering)
+        for word, answering in answers.items()
     }
     chosen = sorted(answers, key=lambda word: -strength[word])[:limit]
     chosen.sort(key=lambda word: int(np.flatnonzero(level.text.cluster == word)[0]))

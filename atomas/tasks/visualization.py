@@ -85,7 +85,7 @@ def corpus_pairs(data: Path, split: str, rows: Sequence[int]) -> list[NamedPair]
     return [
         NamedPair(
             name=f"{split}_{row}",
-            title=f"{split} {row}: {records[row]['id']}",
+            title=f"{split} {row} ({records[row]['id']})",
             smiles=records[row]["smiles"],
             text=records[row]["text"],
         )

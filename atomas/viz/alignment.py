@@ -87,6 +87,8 @@ class _Row:
     bonds: list[tuple[int, int]]
     depiction: Depiction
     text: ColoredText
+    text_is_cut: bool
+    """The model does not read all of it"""
     smiles: ColoredText
 
     @classmethod
@@ -94,7 +96,10 @@ class _Row:
         shown = level.shown
         text = ColoredText.wrapped(
             pair.text,
-            [ColoredPart(spans=m.text, color=color(m), label=str(m.number)) for m in shown],
+            [
+                *(ColoredPart(spans=m.text, color=color(m), label=str(m.number)) for m in shown),
+                ColoredPart(spans=[(pair.read, len(pair.text))], color=None, label=""),
+            ],
             width=WIDTH - 2 * MARGIN - MOLECULE_WIDTH - GUTTER,
             size=TEXT_SIZE, leading=1.9 * TEXT_SIZE, style="plain", limit=MAX_TEXT,
         )  # fmt: skip
@@ -104,7 +109,10 @@ class _Row:
             width=MOLECULE_WIDTH,
             size=SMILES_SIZE, leading=1.6 * SMILES_SIZE, style="mono", limit=MAX_SMILES,
         )  # fmt: skip
-        return cls(level=level, bonds=pair.bonds, depiction=depiction, text=text, smiles=smiles)
+        return cls(
+            level=level, bonds=pair.bonds, depiction=depiction, text=text, smiles=smiles,
+            text_is_cut=bool(pair.text[pair.read :].strip()),
+        )  # fmt: skip
 
     @property
     def height(self) -> float:
@@ -115,6 +123,8 @@ class _Row:
         axes.plot([MARGIN, WIDTH - MARGIN], [top, top], color=RULE, linewidth=0.8)
         axes.text(MARGIN, top + 15, name, size=11.5, weight="bold", color=INK, va="center")
         counts = f"{counted(self.level.num_smiles, fragment)}, {counted(self.level.num_text, phrase)}"
+        if self.text_is_cut:
+            counts += " (pale: not read)"
         if self.level.hidden:
             counts += f"; {counted(self.level.hidden, 'weaker match')} not coloured"
         axes.text(WIDTH - MARGIN, top + 15, counts, size=8.5, color=FAINT, va="center", ha="right")

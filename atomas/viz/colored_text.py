@@ -1,5 +1,6 @@
 """A wrapped string, parts of it on coloured boxes with a number in front. Lengths are points, y goes downwards."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -7,17 +8,18 @@ from typing import Any, Literal
 
 Style = Literal["plain", "bold", "mono"]
 
-INK = "#222222"
+INK, PALE = "#222222", "#a0a0a0"
 _LONGEST_WORD = 40
 """Characters after which a word is broken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColoredPart:
-    """Characters [start, end), any number of times, on one colour."""
+    """Characters [start, end), any number of times, on one colour, or in pale letters on none."""
 
     spans: Sequence[tuple[int, int]]
-    color: str
+    color: str | None
+    """None: pale letters"""
     label: str
     """Written in front of every span; may be empty"""
 
@@ -55,7 +57,11 @@ class ColoredText:
         style: Style,
         limit: int,
     ) -> "ColoredText":
-        """Break lines between words (of mono anywhere); more than `limit` characters are cut, and said to be."""
+        """Break lines between words (of mono anywhere); more than `limit` characters are cut, and said to be.
+
+        White space of any kind is drawn as blanks.
+        """
+        string = re.sub(r"\s", " ", string)
         owners: list[ColoredPart | None] = [None] * len(string)
         for part in parts:
             for start, end in part.spans:
@@ -83,7 +89,7 @@ class ColoredText:
         for piece in self.pieces:
             x, middle = left + piece.x, top + self.leading * (piece.line + 0.5)
             baseline = middle + 0.36 * self.size
-            if piece.part is not None:
+            if piece.part is not None and piece.part.color is not None:
                 height = 1.45 * self.size
                 box = FancyBboxPatch(
                     (x, middle - height / 2), piece.width, height,
@@ -92,7 +98,9 @@ class ColoredText:
                 axes.add_patch(box)
             if piece.label:
                 write(axes, x + 0.2 * self.size, baseline, piece.label, 0.68 * self.size, "bold")
-            write(axes, x + self._label_width(piece.label), baseline, piece.string, self.size, self.style)
+            ink = PALE if piece.part is not None and piece.part.color is None else INK
+            start = x + self._label_width(piece.label)
+            write(axes, start, baseline, piece.string, self.size, self.style, ink)
 
     def _wrap(self, string: str, owners: list[ColoredPart | None], width: float) -> Iterator[_Piece]:
         x, line = 0.0, 0
@@ -145,9 +153,9 @@ class ColoredText:
         return (0.4 + 0.48 * len(label)) * self.size if label else 0.0
 
 
-def write(axes: Any, x: float, y: float, string: str, size: float, style: Style) -> None:
+def write(axes: Any, x: float, y: float, string: str, size: float, style: Style, ink: str = INK) -> None:
     """Put text on the axes from its baseline on. With hinting off it is as wide as it was measured."""
-    axes.text(x, y, string, fontproperties=_font(size, style), color=INK, va="baseline", parse_math=False)
+    axes.text(x, y, string, fontproperties=_font(size, style), color=ink, va="baseline", parse_math=False)
 
 
 @cache

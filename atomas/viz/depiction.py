@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
-from rdkit.Chem import rdDepictor
+from rdkit.Chem import rdCoordGen, rdDepictor
 from rdkit.Chem.Draw import rdMolDraw2D
 
 from atomas.interpretation.smiles_atoms import in_string_order
@@ -18,6 +18,8 @@ BOND_POINTS = 24.0
 """Length of a bond where there is room."""
 _BOND_ANGSTROM = 1.5
 _PADDING = 14.0
+_MACROCYCLE = 9
+"""Atoms of a ring that RDKit draws as a circle, bending smaller rings on it out of shape."""
 
 Commands = list[tuple[str, list[tuple[float, float]]]]
 """SVG path commands M, L, Q, C and Z, with absolute points"""
@@ -56,7 +58,7 @@ class Depiction:
 def depict(smiles: str, *, max_width: float, max_height: float) -> Depiction:
     """Draw in black, at most so large; InvalidMoleculeError where RDKit refuses `smiles`."""
     molecule = rdMolDraw2D.PrepareMolForDrawing(in_string_order(smiles), addChiralHs=False)
-    rdDepictor.Compute2DCoords(molecule)
+    _lay_out(molecule)
     rdDepictor.NormalizeDepiction(molecule)
     rdDepictor.StraightenDepiction(molecule)
     positions = molecule.GetConformer().GetPositions()[:, :2]
@@ -64,6 +66,16 @@ def depict(smiles: str, *, max_width: float, max_height: float) -> Depiction:
     room = np.array([max_width, max_height]) - 2 * _PADDING
     scale = min(BOND_POINTS / _BOND_ANGSTROM, *(room / extent))
     return _draw(molecule, scale)
+
+
+def _lay_out(molecule: Chem.Mol) -> None:
+    """2D coordinates, of CoordGen for macrocycles; a molecule that it gives up has atoms in one place."""
+    if any(len(ring) >= _MACROCYCLE for ring in molecule.GetRingInfo().AtomRings()):
+        rdCoordGen.AddCoords(molecule)
+        positions = molecule.GetConformer().GetPositions()
+        if len(np.unique(positions.round(2), axis=0)) == len(positions):
+            return
+    rdDepictor.Compute2DCoords(molecule)
 
 
 def _draw(molecule: Chem.Mol, scale: float) -> Depiction:

@@ -1,5 +1,6 @@
 """Clusters of a pair: the model's own, whatever else is in the batch, and carried to the tokens."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -113,3 +114,9 @@ def test_the_end_of_the_sequence_is_no_match_and_weak_ones_are_hidden() -> None:
     (only,) = level.shown
     assert only.text == [(4, 8)]
     assert level.hidden == 1
+
+
+def test_what_was_cut_off_is_told() -> None:
+    pair = made_up([RED, RING, END], [RED, RING, RED, RING, END, RED, END])
+    assert strongest_matches(pair).read == len("red ring")
+    assert strongest_matches(replace(pair, text="red ring of six")).read == len("red ring")

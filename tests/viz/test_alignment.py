@@ -12,7 +12,7 @@ import pytest
 from atomas.cli import main
 from atomas.data.demo import build_demo_corpus
 from atomas.interpretation.matches import LevelMatches, Match, PairMatches
-from atomas.interpretation.smiles_atoms import scan_smiles
+from atomas.interpretation.smiles_atoms import in_string_order, scan_smiles
 from atomas.viz.alignment import BADGE_SIZE, PALETTE, _badges, counted
 from atomas.viz.alignment_page import DrawnPair, write_page
 from atomas.viz.colored_text import ColoredPart, ColoredText
@@ -47,6 +47,23 @@ def test_words_longer_than_a_line_and_long_texts_are_cut() -> None:
     assert wrapped("W" * 200, [], width=496).width <= 496
     text = wrapped(TEXT, [], width=10_000, limit=50)
     assert [p.string for p in text.pieces] == [f"{TEXT[:50]} ... ({len(TEXT) - 50} more characters)"]
+
+
+def test_tabs_and_line_feeds_are_drawn_as_blanks() -> None:
+    assert [p.string for p in wrapped("a\tring\nof atoms", [], width=1000).pieces] == ["a ring of atoms"]
+
+
+def test_small_rings_on_a_macrocycle_keep_their_shape() -> None:
+    smiles = (
+        "CN1[C@@H](CC2=CC=C(C=C2)OC3=CC4=CC(=C3O)C5=CC=CC6=C5NC=C6C[C@H](C(=O)NCC(=O)N[C@H]4C1=O)N)C(=O)O"
+    )
+    drawing = depict(smiles, max_width=380, max_height=300)
+    molecule = in_string_order(smiles)
+    for ring in molecule.GetRingInfo().AtomRings():
+        if len(ring) == 6:
+            corners = drawing.atoms[list(ring)]
+            radii = np.linalg.norm(corners - corners.mean(axis=0), axis=1)
+            assert radii.max() < 1.5 * radii.min()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +168,7 @@ def test_what_a_text_says_is_no_html(tmp_path: Path) -> None:
     pair = DrawnPair(
         title="1 < 2",
         picture=tmp_path / "a.svg",
-        matches=PairMatches(text="<b>&amp;x", smiles="CC", bonds=[(0, 1)], levels=[level]),
+        matches=PairMatches(text="<b>&amp;x", read=9, smiles="CC", bonds=[(0, 1)], levels=[level]),
     )
     write_page([pair], tmp_path / "page.html", title="a & b")
     content = (tmp_path / "page.html").read_text(encoding="utf-8")
