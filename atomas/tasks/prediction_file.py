@@ -178,7 +178,7 @@ def _rejoin(fields: Sequence[str], task: str) -> Prediction | None:
         if reference is None:
             return None
         return Prediction(
-            "\t".join(fields[:reference]), fields[reference], "\t".join(fields[reference + 1 :])
+            "\t".join(fields[:reference]), fields[reference], "\t".join(fields[reference + 1 :]).rstrip("\t")
         )
     word = fields[1].partition(" ")[0]
     output = next((place for place in range(2, len(fields)) if fields[place].startswith(word)), 2)

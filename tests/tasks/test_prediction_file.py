@@ -74,6 +74,8 @@ def test_a_line_moves_no_other(
         (b"The\tacid.\tCCO\tCCN", Prediction("The\tacid.", "CCO", "CCN")),
         (b"The acid.\tCCO\tCC\tN", Prediction("The acid.", "CCO", "CC\tN")),
         (b"The\tacid.\tCCO\t", Prediction("The\tacid.", "CCO", "")),
+        (b"The acid.\tCCO\tCCN\t", Prediction("The acid.", "CCO", "CCN")),
+        (b"The\tacid.\tCCO\tCCN\t\t", Prediction("The\tacid.", "CCO", "CCN")),
         (b"The\tacid.\tnot one\tnor this", None),
     ],
 )
