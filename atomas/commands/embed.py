@@ -1,8 +1,10 @@
 """`atomas embed`: features of texts or molecules for use in other programs."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from atomas.commands.checks import at_least_one, can_be_written
 from atomas.commands.decoding_options import add_checkpoint_options
 
 
@@ -20,16 +22,21 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--input", required=True, metavar="FILE", help="one input on each line; - reads standard input"
+        "--input",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="one input on each line; - reads standard input",
     )
     parser.add_argument("--kind", required=True, choices=("smiles", "text"), help="what the lines are")
-    parser.add_argument("--out", required=True, metavar="FILE", help="a .parquet or .npz file")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="a .parquet or .npz file")
     add_checkpoint_options(parser)
     parser.set_defaults(run=_embed)
 
 
 def _embed(args: argparse.Namespace) -> None:
-    from pathlib import Path
+    at_least_one(args, "batch_size")
+    can_be_written("--out", args.out)
 
     from atomas.distributed.process_group import resolve_device
     from atomas.errors import AtomasError
@@ -38,12 +45,9 @@ def _embed(args: argparse.Namespace) -> None:
     from atomas.training.checkpoint import resolve_checkpoint, verify_checkpoint
     from atomas.training.model_files import read_model
 
-    out = Path(args.out)
-    if out.suffix not in FORMATS:
-        raise AtomasError(f"--out {out}: the ending must be {' or '.join(FORMATS)}")
-    if not out.parent.is_dir():
-        raise AtomasError(f"--out {out}: the folder {out.parent} does not exist")
-    inputs = read_inputs(args.kind, file=Path(args.input))
+    if args.out.suffix not in FORMATS:
+        raise AtomasError(f"--out {args.out}: the ending must be {' or '.join(FORMATS)}")
+    inputs = read_inputs(args.kind, file=args.input)
     folder = resolve_checkpoint(Path(args.checkpoint), best=args.best)
     manifest = verify_checkpoint(folder)
     device = resolve_device(args.device, 0)
@@ -56,5 +60,5 @@ def _embed(args: argparse.Namespace) -> None:
         "tokenizer": tokenizer.fingerprint,
         "kind": args.kind,
     }
-    write_embeddings(out, inputs, features, about)
-    print(f"{len(inputs.values)} features of width {model.encoder.backbone.width}: {out}")
+    write_embeddings(args.out, inputs, features, about)
+    print(f"{len(inputs.values)} features of width {model.encoder.backbone.width}: {args.out}")

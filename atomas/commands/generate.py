@@ -1,8 +1,11 @@
 """`atomas generate`: a molecule for a text, a caption for a SMILES."""
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
 
+from atomas.commands.checks import at_least_one, can_be_written
 from atomas.commands.decoding_options import add_checkpoint_options, add_decoding_options, decoding_settings
 
 
@@ -23,7 +26,9 @@ def register(subparsers: Any) -> None:
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--text", metavar="TEXT", help="write a molecule for this text")
     inputs.add_argument("--smiles", metavar="SMILES", help="write a caption for this molecule")
-    inputs.add_argument("--input", metavar="FILE", help="one input on each line; - reads standard input")
+    inputs.add_argument(
+        "--input", type=Path, metavar="FILE", help="one input on each line; - reads standard input"
+    )
     parser.add_argument(
         "--write",
         choices=("molecules", "captions"),
@@ -34,16 +39,19 @@ def register(subparsers: Any) -> None:
         "--num-return-sequences", type=int, default=1, metavar="N", help="outputs for each input, best first"
     )
     add_decoding_options(parser)
-    parser.add_argument("--out", metavar="FILE", help="write JSON lines instead of showing the outputs")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write JSON lines instead of showing the outputs"
+    )
     parser.set_defaults(run=_generate)
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from pathlib import Path
+    at_least_one(args, "batch_size")
+    can_be_written("--out", args.out)
 
     from atomas.distributed.process_group import resolve_device
     from atomas.errors import AtomasError
-    from atomas.tasks.decoding import Writer
+    from atomas.tasks.decoding import Writer, warn_of_other_task
     from atomas.tasks.generation import print_outputs, write_outputs
     from atomas.tasks.inputs import Kind, read_inputs
     from atomas.training.checkpoint import resolve_checkpoint, verify_checkpoint
@@ -54,21 +62,12 @@ def _generate(args: argparse.Namespace) -> None:
     settings = decoding_settings(args, num_return_sequences=args.num_return_sequences)
     kind: Kind = "text" if args.text is not None or args.write == "molecules" else "smiles"
     value = args.text if args.text is not None else args.smiles
-    inputs = read_inputs(kind, value=value, file=None if args.input is None else Path(args.input))
-    out = None if args.out is None else Path(args.out)
-    if out is not None and not out.parent.is_dir():
-        raise AtomasError(f"--out {out}: the folder {out.parent} does not exist")
+    inputs = read_inputs(kind, value=value, file=args.input)
     folder = resolve_checkpoint(Path(args.checkpoint), best=args.best)
     verify_checkpoint(folder)
     device = resolve_device(args.device, 0)
     model, tokenizer, config = read_model(folder, momentum=args.momentum)
-    unlearned = {"genmol": "smiles", "gentext": "text"}.get(config.loss.task)
     writer = Writer(model.to(device), tokenizer, settings, device=device)
-    if kind == unlearned:
-        import sys
-
-        print(
-            f"atomas: warning: {folder} was trained for loss.task = {config.loss.task!r} only",
-            file=sys.stderr,
-        )
-    print_outputs(write_outputs(writer, inputs, batch_size=args.batch_size), out)
+    warn_of_other_task("generation" if kind == "text" else "captioning", config.loss.task, folder)
+    hidden = args.out is None and sys.stdout.isatty()
+    print_outputs(write_outputs(writer, inputs, batch_size=args.batch_size, hidden=hidden), args.out)

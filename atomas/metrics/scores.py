@@ -1,6 +1,5 @@
 """What scoring a set of predictions gives: values with intervals, or the reason why there is none."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -67,11 +66,10 @@ def measure(
     `reasons` are those of `statistics`, where there is something to say.
     """
     values = {name: statistic.value() for name, statistic in statistics.items()}
-    defined = {name: statistics[name] for name, value in values.items() if not math.isnan(value)}
-    intervals = bootstrap_intervals(defined, bootstrap)
+    intervals = bootstrap_intervals(statistics, bootstrap)
     metrics = {
         name: Score(value=values[name], interval=intervals[name], reason=(reasons or {}).get(name, ""))
-        for name in defined
+        for name in statistics
     } | dict(others)
     return Scores(
         rows=rows,

@@ -1,7 +1,10 @@
 """Written by the model: captions from SMILES, SMILES from texts, by beam search or sampling."""
 
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +23,8 @@ Task = Literal["captioning", "generation"]
 
 SOURCE: dict[Task, Literal["smiles", "text"]] = {"captioning": "smiles", "generation": "text"}
 TARGET: dict[Task, Literal["smiles", "text"]] = {"captioning": "text", "generation": "smiles"}
+LEARNED: dict[str, Task] = {"gentext": "captioning", "genmol": "generation"}
+"""What a model writes that was trained for one task only, by its `loss.task`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +60,12 @@ class DecodingSettings:
                 f"num_return_sequences = {self.num_return_sequences} of {self.beams} beams: "
                 "raise the beams, or sample"
             )
-        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not 0 < self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise AtomasError("sampling needs temperature > 0, top_k >= 0 and 0 < top_p <= 1")
+        if not self.sample and (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0):
+            raise AtomasError("temperature, top_k and top_p are of sampling, which --sample asks for")
+        if not math.isfinite(self.length_penalty):
+            raise AtomasError(f"length_penalty = {self.length_penalty}: it must be finite")
 
     def for_transformers(self, config: Any, vocab_size: int) -> GenerationConfig:
         """The same for a T5 `config`; tokens from `vocab_size` on, which no tokenizer has, are never written."""
@@ -141,3 +150,12 @@ class Writer:
         """Without the start token, and without what a synchronized rank wrote behind the end."""
         ids = ids[1:]
         return ids[: ids.index(EOS_ID)] if EOS_ID in ids else ids
+
+
+def warn_of_other_task(task: Task, loss_task: str, checkpoint: Path) -> None:
+    """A line on standard error where `checkpoint` was trained, with `loss_task`, to write something else."""
+    if LEARNED.get(loss_task, task) != task:
+        print(
+            f"atomas: warning: {checkpoint} was trained with loss.task = {loss_task!r}, not for {task}",
+            file=sys.stderr,
+        )

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from atomas.data.batching import RaggedTokens
+from atomas.data.progress import Progress
 from atomas.data.tokenizer import AtomasTokenizer
 from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
@@ -24,10 +24,12 @@ def embed(
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Positions of `inputs.values` and their features [n, D], L2-normalised, `batch_size` at a time."""
     values = inputs.values
-    for first in tqdm(range(0, len(values), batch_size), desc="embedding", unit="batch"):
-        part = slice(first, min(first + batch_size, len(values)))
-        tokens = RaggedTokens.from_lists(tokenizer.encode_batch(values[part])).to(device)
-        yield part, model.embed(tokens, inputs.kind).features.float().cpu().numpy()
+    with Progress("embedding", len(values), unit="inputs") as progress:
+        for first in range(0, len(values), batch_size):
+            part = slice(first, min(first + batch_size, len(values)))
+            tokens = RaggedTokens.from_lists(tokenizer.encode_batch(values[part])).to(device)
+            yield part, model.embed(tokens, inputs.kind).features.float().cpu().numpy()
+            progress.update(part.stop - part.start)
 
 
 def write_embeddings(

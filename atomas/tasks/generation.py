@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
-from tqdm import tqdm
-
 from atomas.data.molecules import InvalidMoleculeError, parse_molecule
+from atomas.data.progress import Progress
 from atomas.tasks.decoding import Writer
 from atomas.tasks.inputs import Inputs, by_length
 
@@ -32,18 +31,22 @@ class Output:
     """the best rank among this input's outputs that is the same molecule, or the same caption; None for the first"""
 
 
-def write_outputs(writer: Writer, inputs: Inputs, *, batch_size: int) -> Iterator[list[Output]]:
-    """All outputs of each input, input by input as they stood; `batch_size` inputs are decoded together."""
+def write_outputs(
+    writer: Writer, inputs: Inputs, *, batch_size: int, hidden: bool = False
+) -> Iterator[list[Output]]:
+    """All outputs of each input, input by input as they stood; `batch_size` inputs are decoded together.
+
+    `hidden` shows no progress: where the outputs themselves are shown.
+    """
     done: dict[int, list[Output]] = {}
     following = 0
-    batches = by_length(inputs.values, batch_size)
-    with tqdm(total=len(inputs.values), desc="writing", unit="input", disable=len(batches) < 2) as bar:
-        for number, batch in enumerate(batches):
+    with Progress("writing", len(inputs.values), unit="inputs", hidden=hidden) as progress:
+        for number, batch in enumerate(by_length(inputs.values, batch_size)):
             written = writer.write([inputs.values[position] for position in batch], seed=number)
             for position, outputs in zip(batch, written, strict=True):
                 line, source = inputs.numbers[position], inputs.values[position]
                 done[position] = _judged(line, source, outputs, molecules=inputs.kind == "text")
-            bar.update(len(batch))
+            progress.update(len(batch))
             while following in done:
                 yield done.pop(following)
                 following += 1
@@ -62,7 +65,8 @@ def print_outputs(groups: Iterator[list[Output]], file: Path | None) -> None:
     finally:
         if stream is not None:
             stream.close()
-            print(f"outputs: {file}", file=sys.stderr)
+    if file is not None:
+        print(f"outputs: {file}", file=sys.stderr)
 
 
 def _show(group: list[Output]) -> None:

@@ -20,9 +20,10 @@ from atomas.distributed.process_group import process_group
 from atomas.distributed.sharded_weights import shard_weights
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
+from atomas.metrics.caption_tokenizer import CaptionTokenizer
 from atomas.metrics.resampling import Bootstrap
 from atomas.metrics.scores import Scores, print_scores
-from atomas.tasks.decoding import SOURCE, TARGET, DecodingSettings, Task, Writer
+from atomas.tasks.decoding import SOURCE, TARGET, DecodingSettings, Task, Writer, warn_of_other_task
 from atomas.tasks.prediction_file import write_predictions
 from atomas.tasks.prediction_log import PredictionLog
 from atomas.tasks.predictions import references_sha256, score
@@ -75,13 +76,11 @@ def generation_report(run: GenerationRun) -> Scores | None:
     after a cut. Returns the scores on rank 0 and None on the others. Collective.
 
     Raises:
-        AtomasError: checkpoint, corpus or report folder are missing or damaged, or the rows that are already there
-            were made with other settings.
+        AtomasError: checkpoint or corpus are missing or damaged, or the rows that are already there were made with
+            other settings.
     """
-    if not run.report.parent.is_dir():
-        raise AtomasError(f"--report {run.report}: the folder {run.report.parent} does not exist")
-    if run.batch_size < 1:
-        raise AtomasError(f"--batch-size {run.batch_size}: at least 1 is needed")
+    if run.tokenizer is not None:
+        CaptionTokenizer.load(run.tokenizer)  # a mistake is answered before anything is written
     folder = resolve_checkpoint(run.checkpoint, best=run.best)
     with process_group(RunConfig(device=run.device)) as (placement, device):
         with together("loading the checkpoint", device):
@@ -92,6 +91,8 @@ def generation_report(run: GenerationRun) -> Scores | None:
             writer = Writer(
                 model.to(device), tokenizer, run.decoding, device=device, synchronized=run.shard_weights
             )
+        if placement.rank == 0:
+            warn_of_other_task(run.task, config.loss.task, folder)
         if run.shard_weights:
             shard_weights(model)
         about = {

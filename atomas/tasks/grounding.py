@@ -136,8 +136,6 @@ def grounding_report(
     Raises:
         AtomasError: the checkpoint or corpus is missing or damaged, or the corpus has no grounding.
     """
-    if report is not None and not report.parent.is_dir():
-        raise AtomasError(f"--report {report}: the folder {report.parent} does not exist")
     folder = resolve_checkpoint(checkpoint, best=best)
     manifest = verify_checkpoint(folder)
     device = resolve_device(device_name, 0)

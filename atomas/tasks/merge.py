@@ -17,10 +17,8 @@ def merge_report_files(files: Sequence[Path], out: Path | None) -> None:
     """Merge the reports in `files`, print mean and deviation, and write them to `out`.
 
     Raises:
-        AtomasError: a file is no report or given twice, the reports do not go together, or `out` has no folder.
+        AtomasError: a file is no report or given twice, or the reports do not go together.
     """
-    if out is not None and not out.parent.is_dir():
-        raise AtomasError(f"--out {out}: the folder {out.parent} does not exist")
     for number, file in enumerate(files):
         if file.resolve() in [other.resolve() for other in files[:number]]:
             raise AtomasError(f"{file} is given twice: one seed would count as two")

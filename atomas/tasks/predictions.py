@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from atomas.data.report import make_console
-from atomas.errors import AtomasError
 from atomas.json_files import write_json
 from atomas.metrics.resampling import Bootstrap
 from atomas.metrics.scores import Scores, print_scores
@@ -37,10 +36,8 @@ def predictions_report(
         tokenizer, bootstrap, workers: as in `score`.
 
     Raises:
-        AtomasError: the file, the tokenizer or the folder of the report is not there or not usable.
+        AtomasError: the file or the tokenizer is not there or not usable.
     """
-    if report is not None and not report.parent.is_dir():
-        raise AtomasError(f"--report {report}: the folder {report.parent} does not exist")
     read = read_predictions(file, task)
     references, outputs = [row.reference for row in read.rows], [row.output for row in read.rows]
     scores = score(task, references, outputs, tokenizer=tokenizer, bootstrap=bootstrap, workers=workers)

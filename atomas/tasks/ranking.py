@@ -9,6 +9,7 @@ model which scores everything alike gets chance, not 100 % and not 0.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +146,7 @@ def _recall(k: int, greater: int, wrong: int, right: int) -> float:
     return 1.0 - math.comb(wrong, places) / math.comb(wrong + right, places)
 
 
+@lru_cache  # where a collapsed model scores everything alike, all queries have the same sum of n terms
 def _reciprocal(greater: int, wrong: int, right: int) -> float:
     """Expected 1 / rank of the first right candidate."""
     total, before = 0.0, 1.0  # before: chance that no right one has come yet

@@ -60,11 +60,6 @@ def retrieval_report(
     Raises:
         AtomasError: the checkpoint or corpus is missing or damaged, the split is unknown or too small.
     """
-    if report is not None and not report.parent.is_dir():
-        raise AtomasError(f"--report {report}: the folder {report.parent} does not exist")
-    for option, value in (("--rerank", rerank), ("--max-pairs", max_pairs)):
-        if value is not None and value < 1:
-            raise AtomasError(f"{option} {value}: at least 1 is needed")
     folder = resolve_checkpoint(checkpoint, best=best)
     manifest = verify_checkpoint(folder)
     device = resolve_device(device_name, 0)
@@ -107,6 +102,8 @@ def retrieval_report(
 
 
 def _reranking(depth: int | None, pairs: int, model: AtomasModel, report: Path | None) -> Reranking | None:
+    if model.alignment is None and depth is not None:
+        raise AtomasError(f"--rerank {depth}: the model has no hierarchy (loss.hierarchical_weight = 0)")
     if model.alignment is None or (depth is None and pairs <= EXHAUSTIVE_PAIRS):
         return None
     if not model.loss.global_weight:
@@ -157,7 +154,7 @@ def _show(result: RetrievalResult, checkpoint: Path, split: str) -> None:
     for column in ("score", "direction"):
         table.add_column(column, no_wrap=True)
     for column in ("R@1", "R@5", "R@10", "MRR", "median", "strict R@1", "tied"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for score, directions in result.metrics.items():
         for direction in DIRECTIONS:
             m = directions[direction]
@@ -173,5 +170,5 @@ def _show(result: RetrievalResult, checkpoint: Path, split: str) -> None:
             )
     # a pipe has no width, and a cut table is worse than a wide one
     console = Console()
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 110)
     console.print(table)

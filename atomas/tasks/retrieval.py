@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from atomas.data.batching import PairBatch
 from atomas.data.progress import Progress
@@ -198,10 +197,12 @@ class _Pairs:
 def _embedded(
     model: AtomasModel, batches: Iterable[tuple[PairBatch, int]], device: torch.device, progress: bool
 ) -> Iterator[tuple[PairBatch, Tensor, Embedding, Embedding]]:
-    for cpu_batch, real in tqdm(batches, desc="embedding", unit="batch", disable=not progress):
-        batch = cpu_batch.to(device)
-        keep = torch.arange(len(batch), device=device) < real
-        yield batch, keep, model.embed(batch.text, "text"), model.embed(batch.smiles, "smiles")
+    with Progress("embedding", None, unit="batches", hidden=not progress) as bar:
+        for cpu_batch, real in batches:
+            batch = cpu_batch.to(device)
+            keep = torch.arange(len(batch), device=device) < real
+            yield batch, keep, model.embed(batch.text, "text"), model.embed(batch.smiles, "smiles")
+            bar.update()
 
 
 def _exhaustive(
@@ -214,10 +215,11 @@ def _exhaustive(
 ) -> RetrievalResult:
     """Every text with every molecule at every level."""
     assert model.alignment is not None
-    rows = [
-        torch.cat([model.rerank_scores(text, molecule).float() for molecule in molecules], dim=1)
-        for text in tqdm(texts, desc="token interaction", unit="block")
-    ]
+    rows = []
+    with Progress("token interaction", len(texts), unit="blocks") as progress:
+        for text in texts:
+            rows.append(torch.cat([model.rerank_scores(text, one).float() for one in molecules], dim=1))
+            progress.update()
     scores = {
         "global": (pairs.text @ pairs.smiles.T).cpu().numpy(),
         "hierarchical": torch.cat(rows)[keep][:, keep].cpu().numpy(),

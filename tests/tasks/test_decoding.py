@@ -1,5 +1,6 @@
 """What a model writes, against a search written out plainly."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from atomas.data.batching import RaggedTokens
 from atomas.data.tokenizer import EOS_ID, UNK_ID, AtomasTokenizer
 from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
-from atomas.tasks.decoding import DecodingSettings, Writer
+from atomas.tasks.decoding import DecodingSettings, Task, Writer, warn_of_other_task
 from atomas.training.model_files import read_model
 
 TEXTS = ["The molecule is an alcohol.", "It has a benzene ring and a carboxylic acid, and it is a base.", "a"]
@@ -88,7 +89,8 @@ def test_a_model_without_decoder_cannot_write(model: tuple[AtomasModel, AtomasTo
 @pytest.mark.parametrize(
     "settings",
     [{"beams": 0}, {"max_tokens": 0}, {"num_return_sequences": 6}, {"sample": True, "temperature": 0.0},
-     {"sample": True, "top_p": 0.0}],
+     {"sample": True, "top_p": 0.0}, {"sample": True, "temperature": math.nan}, {"length_penalty": math.nan},
+     {"temperature": 0.5}, {"top_k": 5}],
 )  # fmt: skip
 def test_settings_that_make_no_sense(settings: dict[str, float]) -> None:
     with pytest.raises(AtomasError, match=next(reversed(settings))):
@@ -102,3 +104,15 @@ def test_longest_output(model: tuple[AtomasModel, AtomasTokenizer]) -> None:
     ).write(["x"])[0]
     ids = RaggedTokens.from_lists(tokenizer.encode_batch([output])).ids
     assert len(ids) <= 4  # three tokens and an end
+
+
+@pytest.mark.parametrize(
+    ("task", "loss_task", "warned"),
+    [("captioning", "genmol", True), ("generation", "genmol", False), ("generation", "gentext", True),
+     ("generation", "both", False), ("captioning", "both", False)],
+)  # fmt: skip
+def test_a_checkpoint_of_another_task_is_told(
+    task: Task, loss_task: str, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_of_other_task(task, loss_task, Path("runs/mine"))
+    assert (f"runs/mine was trained with loss.task = {loss_task!r}" in capsys.readouterr().err) == warned

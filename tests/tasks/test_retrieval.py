@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from atomas.cli import main
 from atomas.data.demo import build_demo_corpus
 from atomas.data.shards import Corpus
 from atomas.data.stream import evaluation_batches
+from atomas.errors import AtomasError
+from atomas.tasks.report import _reranking
 from atomas.tasks.retrieval import (
     Reranking,
     RetrievalResult,
@@ -119,6 +122,11 @@ def test_rerank_option(run: Path, corpus: Path, tmp_path: Path) -> None:
     assert report["reranked_candidates"] == 3
     assert set(report["metrics"]) == {"global", "reranked"}
     assert evaluate("--checkpoint", run, "--data", corpus, "--rerank", 0) == 2
+
+
+def test_a_model_without_hierarchy_cannot_rerank() -> None:
+    with pytest.raises(AtomasError, match=r"--rerank 5: the model has no hierarchy"):
+        _reranking(5, 40, SimpleNamespace(alignment=None), None)  # type: ignore[arg-type]
 
 
 def test_momentum_weights_are_others_than_the_online_ones(run: Path) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from atomas.commands.checks import at_least_one, can_be_written, is_seed
 from atomas.commands.decoding_options import add_checkpoint_options, add_decoding_options, decoding_settings
 from atomas.errors import AtomasError
 
@@ -54,10 +55,9 @@ def run(args: argparse.Namespace) -> None:
     """Write, score, print the table, leave report and predictions."""
     if args.report.suffix != ".json":
         raise AtomasError(f"--report {args.report}: the ending must be .json")
-    if args.resamples < 1:
-        raise AtomasError(f"--resamples {args.resamples}: at least 1 is needed")
-    if args.max_rows is not None and args.max_rows < 1:
-        raise AtomasError(f"--max-rows {args.max_rows}: at least 1 is needed")
+    at_least_one(args, "batch_size", "max_rows", "resamples")
+    is_seed(args)
+    can_be_written("--report", args.report)
 
     from atomas.metrics.resampling import Bootstrap
     from atomas.tasks.generation_report import GenerationRun, generation_report

@@ -1,7 +1,10 @@
-"""`atomas evaluate grounding`: do words point at the atoms that they speak of?"""
+"""`atomas evaluate grounding`: how often words point at the atoms that they speak of."""
 
 import argparse
+from pathlib import Path
 from typing import Any
+
+from atomas.commands.checks import at_least_one, can_be_written, is_seed
 
 
 def register(tasks: Any) -> None:
@@ -31,13 +34,15 @@ def register(tasks: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the untrained weights and the bootstrap (default: 0)"
     )
-    parser.add_argument("--report", metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the numbers as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Score, print the table, write the report."""
-    from pathlib import Path
+    at_least_one(args, "batch_size", "max_rows")
+    is_seed(args)
+    can_be_written("--report", args.report)
 
     from atomas.tasks.grounding import grounding_report
 
@@ -51,5 +56,5 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         device_name=args.device,
         seed=args.seed,
-        report=None if args.report is None else Path(args.report),
+        report=args.report,
     )

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from atomas.commands.checks import can_be_written
+
 
 def register(tasks: Any) -> None:
     """Add `merge` to the tasks of `atomas evaluate`."""
@@ -22,6 +24,8 @@ def register(tasks: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Merge, print the table, write the JSON."""
+    can_be_written("--out", args.out)
+
     from atomas.tasks.merge import merge_report_files
 
     merge_report_files(args.reports, args.out)

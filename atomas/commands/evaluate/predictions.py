@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from atomas.commands.checks import at_least_one, can_be_written, is_seed
 from atomas.errors import AtomasError
 
 
@@ -38,12 +39,9 @@ def register(tasks: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score, print the table, write the report."""
-    if args.resamples < 1:
-        raise AtomasError(f"--resamples {args.resamples}: at least 1 is needed")
-    if args.workers is not None and args.workers < 1:
-        raise AtomasError(f"--workers {args.workers}: at least 1 is needed")
-    if args.seed < 0:
-        raise AtomasError(f"--seed {args.seed}: a seed is not negative")
+    at_least_one(args, "resamples", "workers")
+    is_seed(args)
+    can_be_written("--report", args.report)
     if args.tokenizer is not None and args.kind == "molecule":
         raise AtomasError("--tokenizer is for --task caption: molecules are compared by characters")
 

@@ -1,7 +1,10 @@
 """`atomas evaluate retrieval`: the molecule of a text and the text of a molecule."""
 
 import argparse
+from pathlib import Path
 from typing import Any
+
+from atomas.commands.checks import at_least_one, can_be_written
 
 
 def register(tasks: Any) -> None:
@@ -35,13 +38,14 @@ def register(tasks: Any) -> None:
         "--batch-size", type=int, default=64, metavar="N", help="pairs in one pass (default: 64)"
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--report", metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the numbers as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate, print the table, write the report."""
-    from pathlib import Path
+    at_least_one(args, "batch_size", "max_pairs", "rerank")
+    can_be_written("--report", args.report)
 
     from atomas.tasks.report import retrieval_report
 
@@ -55,5 +59,5 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         device_name=args.device,
         rerank=args.rerank,
-        report=None if args.report is None else Path(args.report),
+        report=args.report,
     )
