@@ -18,6 +18,11 @@ from atomas_kernels.triton import clustering
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
 
+@pytest.fixture(autouse=True)
+def _configurations_of_sm_90(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clustering, "architecture", lambda device: 90)
+
+
 def _random(count: int, width: int, seed: int = 0) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
@@ -52,7 +57,12 @@ def _assert_is_the_reference(tokens: Tensor, sizes: list[int], ratio: float = 0.
 )
 @pytest.mark.parametrize("ratio", [0.25, 1.0])
 def test_lengths_around_every_tile(sizes: list[int], ratio: float) -> None:
-    _assert_is_the_reference(_random(sum(sizes), 40), sizes, ratio)
+    _assert_is_the_reference(_random(sum(sizes), 24), sizes, ratio)
+
+
+def test_the_tiles_of_sm_80(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clustering, "architecture", lambda device: 80)
+    _assert_is_the_reference(_random(165, 24), [64, 65, 2, 0, 33, 1])
 
 
 def test_512_tokens() -> None:
@@ -88,7 +98,7 @@ def test_a_token_that_is_not_finite(poison: float) -> None:
 
 
 def test_a_sequence_is_clustered_alike_in_every_batch_and_run() -> None:
-    sizes = [30, 140, 60, 100]
+    sizes = [30, 130, 60, 100]
     parts = _random(sum(sizes), 20).split(sizes)
     together = clustering.dpc_knn(torch.cat(parts), torch.tensor(sizes), ratio=0.3, k=3)[0]
     again = clustering.dpc_knn(torch.cat(parts[::-1]), torch.tensor(sizes[::-1]), ratio=0.3, k=3)[0]

@@ -1,9 +1,9 @@
 """Density-peak clustering (kernels.md 3.2): ranks are counted instead of sorted, so there is no sort, no top-k, no
 noise and no atomic.
 
-A sequence that fits keeps its whole distance matrix in the registers of one program. A longer one goes through tiles
-of 64 x 64: norms, densities, separations, ranks and labels, in five kernels that compute the distances again instead
-of storing them. Which way a sequence goes, and with which tile, depends on its own length alone, so its labels do not
+A sequence that fits keeps its whole distance matrix in the registers of one program. A longer one goes through tiles:
+norms, densities, separations, ranks and labels, in five kernels that compute the distances again instead of storing
+them. Which way a sequence goes, and with which tile, depends on its own length alone, so its labels do not
 depend on what it is batched with.
 """
 
@@ -20,8 +20,6 @@ from atomas_kernels import checks
 from atomas_kernels.reference.clustering import cluster_counts
 from atomas_kernels.triton.tuning import choose
 from atomas_kernels.triton.variants import DTYPES, Variant, architecture, launch_options
-
-_TILE = 64
 
 ROUNDING = tl.constexpr(1e-6)
 """Squared distances below this share of the squared norms are what rounding leaves of equal tokens."""
@@ -51,18 +49,20 @@ class Configuration(NamedTuple):
 
 
 def _one_program(architecture: int, dtype: str) -> list[list[Configuration]]:
-    """Candidates for each size of sequence that one program takes, in ascending order."""
-    # On sm_80 a step of 64 makes the 64 x 64 program spill, and on every architecture the 128 x 128 one in float32.
+    """Candidates for each size of sequence that one program takes, in ascending order: whatever no compiler of Triton
+    3.6 to 3.9 needs to spill for.
+    """
     middle = 32 if dtype == "fp32" or architecture == 80 else 64
-    return [
-        [Configuration(32, 32, 4, 2)],
-        [Configuration(64, middle, 4, 2)],
-        [Configuration(128, 16 if dtype == "fp32" else 32, 8, 2)],
-    ]
+    small = [[Configuration(32, 32, 4, 2)], [Configuration(64, middle, 4, 2)]]
+    if dtype == "fp32" and architecture == 80:
+        return small
+    return [*small, [Configuration(128, 16 if dtype == "fp32" else 32, 8, 2)]]
 
 
 def _tiled(architecture: int, dtype: str) -> list[Configuration]:
-    return [Configuration(_TILE, 32 if dtype == "fp32" else 64, 4, 2)]
+    if dtype == "fp32":
+        return [Configuration(32, 32, 4, 2)] if architecture == 80 else [Configuration(64, 32, 8, 2)]
+    return [Configuration(64, 64, 8, 2)]
 
 
 def dpc_knn(tokens: Tensor, lengths: Tensor, *, ratio: float, k: int) -> tuple[Tensor, Tensor]:
@@ -254,7 +254,9 @@ def cluster_kernel(  # type: ignore[no-untyped-def]
         # Places behind the end have infinite spread: they come before no token.
         denser = (other < own) | ((other == own) & (j < i))
         separation = tl.min(tl.where(denser, square, float("inf")), axis=1)
-        largest = tl.max(tl.max(tl.where(inside, square, 0.0), axis=1), axis=0)
+        farthest = tl.max(tl.where(inside, square, 0.0), axis=1)
+        # The same for every row: Triton 3.6 cannot reduce a vector to a number here on sm_100.
+        largest = tl.max(tl.broadcast_to(farthest[None, :], (SIZE, SIZE)), axis=1)
         densest = tl.max(denser.to(tl.int32), axis=1) == 0
         importance = _importance(spread, tl.where(densest, largest, separation), width, exists)
 
@@ -492,5 +494,4 @@ def variants(architecture: int) -> Iterator[Variant]:
             yield variant(spread_kernel, constants | {"SLOTS": 4}, best, dtype, *best)
             yield variant(separation_kernel, constants, best, dtype, *best)
             yield variant(label_kernel, constants, best, dtype, *best)
-    best = _tiled(architecture, "fp32")[0]
-    yield variant(rank_kernel, {"SIZE": best.size}, best, best.size, best.warps, best.stages)
+            yield variant(rank_kernel, {"SIZE": best.size}, best, dtype, *best)

@@ -65,7 +65,9 @@ def _forward_candidates(architecture: int, dtype: str) -> list[Configuration]:
 def _backward_candidates(architecture: int, dtype: str) -> list[Configuration]:
     if dtype == "fp32":
         return [Configuration(64, 32, 32, 8, 2)]
-    return [Configuration(64, 128, 64, 8, 3), Configuration(64, 64, 64, 4, 3)]
+    if architecture == 100:
+        return [Configuration(64, 64, 64, 8, 3)]
+    return [Configuration(64, 128, 64, 8, 3), Configuration(64, 64, 64, 8, 3)]
 
 
 def contrastive_cross_entropy(
