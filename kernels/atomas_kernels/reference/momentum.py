@@ -6,5 +6,11 @@ from torch import Tensor
 
 @torch.no_grad()
 def momentum_update(targets: list[Tensor], sources: list[Tensor], momentum: float) -> None:
-    """See `atomas_kernels.momentum_update`."""
-    torch._foreach_lerp_(targets, [source.float() for source in sources], 1 - momentum)
+    """See `atomas_kernels.momentum_update`. One launch for many tensors; half-precision sources are widened one by one."""
+    pairs = list(zip(targets, sources, strict=True))
+    single = [pair for pair in pairs if pair[1].dtype == torch.float32]
+    if single:
+        torch._foreach_lerp_([target for target, _ in single], [source for _, source in single], 1 - momentum)
+    for target, source in pairs:
+        if source.dtype != torch.float32:
+            target.lerp_(source.float(), 1 - momentum)
