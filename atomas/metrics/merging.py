@@ -8,9 +8,11 @@ from atomas.errors import AtomasError
 
 SAME = (
     "task", "rows", "pairs", "references_sha256", "corpus.fingerprint", "corpus.split", "tokenizer.name",
-    "tokenizer.fingerprint", "weights", "decoding",
+    "tokenizer.fingerprint", "weights", "decoding", "training",
 )  # fmt: skip
 """What reports must agree in, where they have it: otherwise a mean would be of different things."""
+ORIGIN = ("file.sha256", "weights_sha256", "checkpoint", "step", "seed", "decoding.seed")
+"""What two reports of the same numbers have in common; seeds differ in one of these at least."""
 
 
 def merge_reports(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -69,12 +71,13 @@ def _check_same(
             if values[name] != values[names[0]]:
                 raise AtomasError(
                     f"{name} and {names[0]} are not of the same evaluation: "
-                    f"{key} is {values[name]!r} and {values[names[0]]!r}"
+                    + _difference(key, values[name], values[names[0]])
                 )
+    origins = {name: [_value(report, key) for key in ORIGIN] for name, report in reports.items()}
     for number, name in enumerate(names):
-        digest = _value(reports[name], "file.sha256")
         for other in names[:number]:
-            if digest is not None and digest == _value(reports[other], "file.sha256"):
+            known = any(value is not None for value in origins[name][:3])
+            if known and origins[name] == origins[other]:
                 raise AtomasError(
                     f"{name} and {other} are of the same predictions: one seed would count as two"
                 )
@@ -83,6 +86,14 @@ def _check_same(
             raise AtomasError(
                 f"{name} and {names[0]} do not have the same metrics: {' '.join(min(different))} is in one only"
             )
+
+
+def _difference(key: str, one: Any, other: Any) -> str:
+    """As in "decoding.beams is 1 and 5": of two mappings the first part that differs."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        name = next(name for name in (*one, *other) if one.get(name) != other.get(name))
+        return _difference(f"{key}.{name}", one.get(name), other.get(name))
+    return f"{key} is {one!r} and {other!r}"
 
 
 def _value(report: Mapping[str, Any], key: str) -> Any:

@@ -16,6 +16,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "tokenizer": {"name": "SciBERT"},
         "decoding": {"beams": 5, "seed": 0},
         "metrics": {"n": 10, "bleu2": 0.5, "meteor": 0.25},
+        "training": {"loss": {"lm_weight": 0.0}},
         "command": "atomas evaluate ...",
     } | changes
 
@@ -65,7 +66,8 @@ def test_reports_of_retrieval() -> None:
         ({"references_sha256": "other"}, "references_sha256 is 'other' and 'abc'"),
         ({"tokenizer": {"name": "T5"}}, "tokenizer.name is 'T5' and 'SciBERT'"),
         ({"tokenizer": None}, "tokenizer.name is None"),
-        ({"decoding": {"beams": 1, "seed": 0}}, "decoding is"),
+        ({"decoding": {"beams": 1, "seed": 0}}, "decoding.beams is 1 and 5"),
+        ({"training": {"loss": {"lm_weight": 1.0}}}, "training.loss.lm_weight is 1.0 and 0.0"),
         ({"metrics": {"n": 10, "bleu2": 0.5}}, "meteor is in one only"),
         ({"metrics": {}}, "holds no metrics"),
     ],
@@ -85,3 +87,7 @@ def test_one_report_or_the_same_predictions_twice() -> None:
     same = {"file": {"sha256": "123"}}
     with pytest.raises(AtomasError, match="of the same predictions"):
         merge_reports({"a": report(**same), "b": report(**same)})
+    made = {"checkpoint": "runs/mine", "step": 5, "seed": 0, "weights_sha256": "f00"}
+    with pytest.raises(AtomasError, match="of the same predictions"):
+        merge_reports({"a": report(**made), "b": report(**made)})
+    merge_reports({"a": report(**made), "b": report(**made | {"weights_sha256": "ba4", "seed": 1})})
