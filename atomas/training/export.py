@@ -20,7 +20,7 @@ from transformers import GenerationConfig, T5Config
 
 from atomas.config import Config
 from atomas.config_file import dump_config, load_config
-from atomas.data.tokenizer import EOS_ID, PAD_ID, AtomasTokenizer
+from atomas.data.tokenizer import EOS_ID, PAD_ID, UNK_ID, AtomasTokenizer
 from atomas.errors import AtomasError
 from atomas.training.checkpoint import publish, resolve_checkpoint, verify_checkpoint
 from atomas.training.model_files import read_model, write_model
@@ -49,7 +49,7 @@ def export_checkpoint(checkpoint: Path, out: Path, *, best: bool = False, moment
         kind = "T5ForConditionalGeneration" if generates else "T5EncoderModel"
         _write_json(partial / "config.json", _public_config(t5_config, kind))
         if generates:
-            _generation_config(config).save_pretrained(partial)
+            _generation_config(config, tokenizer.vocab_size, t5_config.vocab_size).save_pretrained(partial)
             if not t5_config.scale_decoder_outputs:
                 # Such a T5 counts as untied, whatever the weights are: transformers 4 looks for both.
                 backbone.setdefault(OUTPUT, backbone[EMBEDDING].clone())
@@ -148,8 +148,11 @@ def _public_config(t5_config: Any, kind: str) -> dict[str, Any]:
     }
 
 
-def _generation_config(config: Config) -> GenerationConfig:
-    """Beam search as in the published evaluation, up to what the model was trained to write."""
+def _generation_config(config: Config, num_tokens: int, num_rows: int) -> GenerationConfig:
+    """Beam search as in the published evaluation, up to what the model was trained to write.
+
+    As in `atomas generate`, <unk> and the rows of the embedding that are no token of the tokenizer are never written.
+    """
     limits = {"genmol": config.data.max_smiles_tokens, "gentext": config.data.max_text_tokens}
     return GenerationConfig(
         num_beams=NUM_BEAMS,
@@ -157,6 +160,7 @@ def _generation_config(config: Config) -> GenerationConfig:
         decoder_start_token_id=PAD_ID,
         pad_token_id=PAD_ID,
         eos_token_id=EOS_ID,
+        suppress_tokens=[UNK_ID, *range(num_tokens, num_rows)],
     )
 
 

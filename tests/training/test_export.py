@@ -12,8 +12,9 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer, GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from atomas.cli import main
-from atomas.data.tokenizer import AtomasTokenizer
+from atomas.data.tokenizer import UNK_ID, AtomasTokenizer
 from atomas.model.backbone import t5_from_config
+from atomas.tasks.decoding import DecodingSettings, Writer
 from atomas.training.model_files import read_model
 from tests.small_checkpoint import SENTENCES, write_small
 from tests.training.conftest import SMALL
@@ -47,6 +48,10 @@ def assert_generates_alike(checkpoint: Path, exported: Path, *, momentum: bool =
         for row in written[1]:
             assert tokenizer.decode(row.tolist()) == pieces.decode(row, skip_special_tokens=True)
     assert theirs.generation_config.num_beams == 5
+    assert theirs.generation_config.suppress_tokens[0] == UNK_ID
+    writer = Writer(model, tokenizer, DecodingSettings(max_tokens=20), device=torch.device("cpu"))
+    rows = theirs.generate(**batch, max_new_tokens=20)
+    assert writer.write(SENTENCES) == [[pieces.decode(row, skip_special_tokens=True)] for row in rows]
 
 
 def test_molt5_trains_a_step_and_goes_out_again(corpus: Path, shared_data: Path, tmp_path: Path) -> None:
