@@ -41,7 +41,7 @@ def _embed(args: argparse.Namespace) -> None:
     from atomas.distributed.process_group import resolve_device
     from atomas.errors import AtomasError
     from atomas.tasks.embedding import FORMATS, embed, write_embeddings
-    from atomas.tasks.inputs import read_inputs
+    from atomas.tasks.inputs import read_inputs, without_long
     from atomas.training.checkpoint import resolve_checkpoint, verify_checkpoint
     from atomas.training.model_files import read_model
 
@@ -51,8 +51,14 @@ def _embed(args: argparse.Namespace) -> None:
     folder = resolve_checkpoint(Path(args.checkpoint), best=args.best)
     manifest = verify_checkpoint(folder)
     device = resolve_device(args.device, 0)
-    model, tokenizer, _ = read_model(folder, momentum=args.momentum)
-    features = embed(model.to(device), tokenizer, inputs, batch_size=args.batch_size, device=device)
+    model, tokenizer, config = read_model(folder, momentum=args.momentum)
+    if args.kind == "smiles":  # a text is cut, but a part of a SMILES is no molecule
+        lengths = [len(ids) for ids in tokenizer.encode_batch(inputs.values)]
+        inputs = without_long(inputs, lengths, config.longest_smiles)
+    features = embed(
+        model.to(device), tokenizer, inputs,
+        max_text_tokens=config.data.max_text_tokens, batch_size=args.batch_size, device=device,
+    )  # fmt: skip
     about = {
         "checkpoint": args.checkpoint,
         "step": manifest["step"],

@@ -135,7 +135,7 @@ def tokenize_pairs(
     numbers = range(len(records)) if sample_ids is None else sample_ids
     return [
         TokenizedPair(
-            text=_cut(text_ids, max_text_tokens),
+            text=cut_text(text_ids, max_text_tokens),
             smiles=smiles_ids,
             molecule_id=stable_id(record["inchikey"]),
             text_id=stable_id(record["text"]),
@@ -161,7 +161,8 @@ def stable_id(value: str) -> int:
     return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "big") >> 1
 
 
-def _cut(ids: Sequence[int], limit: int | None) -> Sequence[int]:
+def cut_text(ids: Sequence[int], limit: int | None) -> Sequence[int]:
+    """At most `limit` tokens of a text, the last, </s>, among them; None: all."""
     if limit is None or len(ids) <= limit:
         return ids
     return [*ids[: limit - 1], ids[-1]]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from atomas.data.batching import RaggedTokens
+from atomas.data.batching import RaggedTokens, cut_text
 from atomas.data.progress import Progress
 from atomas.data.tokenizer import AtomasTokenizer
 from atomas.errors import AtomasError
@@ -20,14 +20,25 @@ FORMATS = (".parquet", ".npz")
 
 
 def embed(
-    model: AtomasModel, tokenizer: AtomasTokenizer, inputs: Inputs, *, batch_size: int, device: torch.device
+    model: AtomasModel,
+    tokenizer: AtomasTokenizer,
+    inputs: Inputs,
+    *,
+    max_text_tokens: int,
+    batch_size: int,
+    device: torch.device,
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Positions of `inputs.values` and their features [n, D], L2-normalised, `batch_size` at a time."""
+    """Positions of `inputs.values` and their features [n, D], L2-normalised, `batch_size` at a time.
+
+    Longer texts are cut as in training and in the evaluation of retrieval.
+    """
+    limit = max_text_tokens if inputs.kind == "text" else None
     values = inputs.values
     with Progress("embedding", len(values), unit="inputs") as progress:
         for first in range(0, len(values), batch_size):
             part = slice(first, min(first + batch_size, len(values)))
-            tokens = RaggedTokens.from_lists(tokenizer.encode_batch(values[part])).to(device)
+            ids = [cut_text(one, limit) for one in tokenizer.encode_batch(values[part])]
+            tokens = RaggedTokens.from_lists(ids).to(device)
             yield part, model.embed(tokens, inputs.kind).features.float().cpu().numpy()
             progress.update(part.stop - part.start)
 

@@ -51,6 +51,30 @@ def read_inputs(kind: Kind, *, value: str | None = None, file: Path | None = Non
     return Inputs(kind=kind, values=values, numbers=numbers)
 
 
+def without_long(inputs: Inputs, lengths: Sequence[int], limit: int | None) -> Inputs:
+    """Those inputs whose `lengths`, in tokens, are within `limit` (None: all); the others are told on standard error.
+
+    Raises:
+        AtomasError: none is.
+    """
+    if limit is None:
+        return inputs
+    kept = [place for place, length in enumerate(lengths) if length <= limit]
+    for place, length in enumerate(lengths):
+        if length > limit:
+            told = (
+                f"line {inputs.numbers[place]}: left out, it has {length} tokens and the model reads {limit}"
+            )
+            print(told, file=sys.stderr)
+    if not kept:
+        raise AtomasError(f"no input has at most {limit} tokens, the most that the model reads")
+    return Inputs(
+        kind=inputs.kind,
+        values=[inputs.values[place] for place in kept],
+        numbers=[inputs.numbers[place] for place in kept],
+    )
+
+
 def by_length(values: Sequence[str], batch_size: int) -> list[list[int]]:
     """Positions of `values` in batches of like length, the longest first: what does not fit fails at once."""
     order = sorted(range(len(values)), key=lambda position: -len(values[position]))

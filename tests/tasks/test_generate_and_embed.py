@@ -9,6 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from atomas.cli import main
+from atomas.errors import AtomasError
+from atomas.tasks.inputs import Inputs, without_long
+from atomas.training.model_files import read_model
 
 MOLECULES = ["CCO", "", "c1ccccc1O", "C1CC", "F/C=C/F"]
 
@@ -128,3 +131,27 @@ def test_an_unknown_ending(checkpoint: Path, molecules: Path, capsys: pytest.Cap
         capsys,
     )
     assert ".parquet or .npz" in line
+
+
+def test_long_texts_are_cut_as_in_training(checkpoint: Path, tmp_path: Path) -> None:
+    _, tokenizer, config = read_model(checkpoint)
+    text = "The molecule is an alcohol. " * 200
+    _, offsets = tokenizer.encode_with_offsets(text)
+    assert len(offsets) > config.data.max_text_tokens
+    read = text[: offsets[config.data.max_text_tokens - 2][1]]
+    (tmp_path / "texts.txt").write_text(f"{text}\n{read}\n{read[:-40]}\n")
+    out = tmp_path / "texts.npz"
+    main(["embed", "--checkpoint", str(checkpoint), "--input", str(tmp_path / "texts.txt"), "--kind", "text",
+          "--out", str(out)])  # fmt: skip
+    long, cut, other = np.load(out)["feature"]
+    np.testing.assert_allclose(long, cut, atol=1e-6)
+    assert not np.allclose(long, other, atol=1e-6)
+
+
+def test_what_a_model_cannot_read_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = Inputs(kind="smiles", values=["CCO", "CCCCCCCC", "C"], numbers=[1, 2, 4])
+    assert without_long(inputs, [4, 9, 2], None) is inputs
+    assert without_long(inputs, [4, 9, 2], 4).numbers == [1, 4]
+    assert capsys.readouterr().err == "line 2: left out, it has 9 tokens and the model reads 4\n"
+    with pytest.raises(AtomasError, match="no input has at most 1 tokens"):
+        without_long(inputs, [4, 9, 2], 1)
