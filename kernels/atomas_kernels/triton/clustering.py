@@ -45,7 +45,7 @@ class Configuration(NamedTuple):
 
     def options(self) -> dict[str, Any]:
         """Launch options."""
-        return launch_options(self.warps, self.stages)
+        return launch_options(self.warps, self.stages, maxnreg=255)
 
 
 def _one_program(architecture: int, dtype: str) -> list[list[Configuration]]:

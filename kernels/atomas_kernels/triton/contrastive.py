@@ -53,7 +53,7 @@ class Configuration(NamedTuple):
 
     def options(self) -> dict[str, Any]:
         """Launch options."""
-        return launch_options(self.warps, self.stages)
+        return launch_options(self.warps, self.stages, maxnreg=255)
 
 
 def _forward_candidates(architecture: int, dtype: str) -> list[Configuration]:

@@ -37,13 +37,15 @@ class Variant:
     """Whether its products must run on tensor cores."""
 
 
-def launch_options(num_warps: int, num_stages: int) -> dict[str, Any]:
+def launch_options(num_warps: int, num_stages: int, *, maxnreg: int | None = None) -> dict[str, Any]:
     """Options of a launch and of its compilation alike.
 
     Contraction into fused multiply-add is asked for: Triton 3.10 no longer does it by itself, which would change
-    results silently.
+    results silently. `maxnreg` is for a kernel that ptxas would let spill a few bytes to fit one more program on a
+    multiprocessor: 255 says that it may have all registers.
     """
-    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    return options if maxnreg is None else options | {"maxnreg": maxnreg}
 
 
 def architecture(device: torch.device) -> int:
