@@ -6,7 +6,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def momentum_update(targets: list[Tensor], sources: list[Tensor], momentum: float) -> None:
-    """See `atomas_kernels.momentum_update`. One launch for many tensors; half-precision sources are widened one by one."""
+    """See `atomas_kernels.momentum_update`. Half-precision sources are widened one by one, the others go together."""
     pairs = list(zip(targets, sources, strict=True))
     single = [pair for pair in pairs if pair[1].dtype == torch.float32]
     if single:
