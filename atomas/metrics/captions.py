@@ -94,11 +94,17 @@ def score_captions(
 
 
 def wordnet_is_there() -> bool:
-    """Whether nltk finds WordNet's data; loads it, so that forked workers share it."""
+    """Whether nltk finds WordNet's data; loads the indices, so that forked workers share them.
+
+    nltk reads synsets from files that it keeps open. They are closed, for each worker to open its own: forked
+    ones share one position in a file, and read each other's lines.
+    """
     try:
         wordnet.ensure_loaded()
     except LookupError:
         return False
+    while wordnet._data_file_map:
+        wordnet._data_file_map.popitem()[1].close()
     return True
 
 

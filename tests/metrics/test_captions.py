@@ -1,14 +1,16 @@
 """Caption metrics: the published scripts' values, hand-counted texts, the tokenizer, and what is null."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+from nltk.corpus import wordnet
 from tokenizers import BertWordPieceTokenizer
 
 from atomas.errors import AtomasError
 from atomas.metrics.caption_tokenizer import MAX_TOKENS, SCIBERT, CaptionTokenizer
-from atomas.metrics.captions import METRICS, score_captions
+from atomas.metrics.captions import METRICS, score_captions, wordnet_is_there
 from atomas.metrics.resampling import Bootstrap
 from atomas.metrics.scores import Scores
 from atomas.tasks.prediction_file import read_predictions
@@ -108,6 +110,21 @@ def test_meteor_knows_stems_and_synonyms(vocabulary: Path, tiny_wordnet: None, w
     )
     # both words in one chunk: 1 - 0.5 (1/2)^3; one word: its share of output and reference, and one chunk of one
     assert scores.metrics["meteor"].value == pytest.approx(((1 - 0.5 / 8) + 0.5 * (1 - 0.5)) / 2)
+
+
+def test_forked_workers_share_no_position_in_a_file(tiny_wordnet: None) -> None:
+    assert wordnet_is_there()
+    wordnet.synsets("car")
+    assert open_data_files()
+    assert wordnet_is_there()
+    assert not open_data_files()
+    assert wordnet.synsets("auto")[0].lemma_names() == ["car", "auto"]
+
+
+def open_data_files() -> list[str]:
+    """WordNet's, of this process, as Linux tells."""
+    files = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.lexists(entry.path)]
+    return [file for file in files if "/wordnet/data." in file]
 
 
 def test_an_empty_output_scores_nothing(vocabulary: Path, tiny_wordnet: None) -> None:
