@@ -118,7 +118,7 @@ def generation_report(run: GenerationRun) -> Scores | None:
         [outputs[row.number] for row in rows],
         tokenizer=run.tokenizer,
         bootstrap=run.bootstrap,
-        workers=available_cores(),
+        workers=1 if device.type == "cuda" else available_cores(),  # a process that uses CUDA does not fork
     )
     console = make_console()
     print_scores(console, scores, f"{folder.name}: {run.task} of {len(rows):,} rows of {run.split!r}")
