@@ -26,7 +26,7 @@ def read_inputs(kind: Kind, *, value: str | None = None, file: Path | None = Non
     """A single `value`, or the lines of `file` (`-` is standard input); blank lines are passed over.
 
     A SMILES is unescaped and must be one that RDKit reads. A single bad one is an error; of a file each bad line is
-    told on standard error and left out.
+    told on standard error and left out. What follows a SMILES on its line is a name and passed over.
 
     Raises:
         AtomasError: nothing usable is left, or the file cannot be read.
@@ -42,7 +42,8 @@ def read_inputs(kind: Kind, *, value: str | None = None, file: Path | None = Non
         if not line.strip():
             continue
         try:
-            values.append(_checked(kind, line))
+            # In .smi files a name may follow the SMILES.
+            values.append(_checked(kind, line if kind == "text" else line.split(maxsplit=1)[0]))
             numbers.append(number)
         except InvalidMoleculeError as error:
             print(f"{file}:{number}: left out, {line.strip()!r} is no molecule: {error}", file=sys.stderr)

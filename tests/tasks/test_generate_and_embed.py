@@ -13,7 +13,7 @@ from atomas.errors import AtomasError
 from atomas.tasks.inputs import Inputs, without_long
 from atomas.training.model_files import read_model
 
-MOLECULES = ["CCO", "", "c1ccccc1O", "C1CC", "F/C=C/F"]
+MOLECULES = ["CCO", "", "c1ccccc1O phenol", "C1CC", "F/C=C/F"]
 
 
 @pytest.fixture
