@@ -28,7 +28,7 @@ BENCH := OMP_NUM_THREADS=1 $(BIN)/atomas bench
 MEASURED := docs/results/kernels_cpu
 
 # In bfloat16 the published form is measured at 8 pairs only: at 32 it takes a quarter of an hour.
-bench: $(READY)  ## measure the operators anew on one core, which takes a quarter of an hour; draw, render the tables
+bench: $(READY)  ## measure the operators anew on one core, which takes an hour or more; draw, render the tables
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps maxsim-cpu==0.1.0
 	$(BENCH) kernels --shapes paper --mode bwd full --seconds 3 --json $(MEASURED)_float32.json
 	$(BENCH) kernels --shapes paper --mode bwd full --seconds 3 --dtype bfloat16 --batch 8 --op token_interaction \
