@@ -126,9 +126,7 @@ def active_backend(op: str, device: torch.device | str = "cpu", dtype: torch.dty
     return _select(op, torch.device(device), dtype).backend
 
 
-def active_backends(
-    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> dict[str, str]:
+def active_backends(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:
     """`active_backend` of every operator, for logs and reports."""
     return {op: active_backend(op, device, dtype) for op in _IMPLEMENTATIONS}
 

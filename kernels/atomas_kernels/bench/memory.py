@@ -1,6 +1,7 @@
 """Peak memory of an operation, and a limit that it meets before the machine does."""
 
 import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -36,7 +37,9 @@ def peak(device: torch.device) -> Iterator[Peak]:
     if not _CLEAR.exists():
         yield found
         return
-    # What the allocator keeps of earlier runs would be used again without a trace.
+    # What is garbage now would be freed inside the block and hide as much, and what the allocator keeps of earlier runs
+    # would be used again without a trace.
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     _CLEAR.write_text("5")  # resets VmHWM (proc_pid_clear_refs(5))
     before = _status("VmRSS")
