@@ -105,7 +105,7 @@ def _padded(case: Case, *, published: bool = False, compile_: bool = False) -> P
 
 
 def _no_k_means(case: Case) -> Prepared:
-    raise NotImplementedError("k-means has other clusters: there is no result to compare")
+    raise RuntimeError("k-means has other clusters: there is no result to compare")
 
 
 def _flops(case: Case) -> tuple[float, float]:
