@@ -39,7 +39,9 @@ def _run(args: argparse.Namespace) -> None:
 
     file, out = Path(args.file), Path(args.out)
     if not file.exists():
-        raise AtomasError(f"{file} does not exist; give a checkpoint of the authors, or a folder of `atomas export`")
+        raise AtomasError(
+            f"{file} does not exist; give a checkpoint of the authors, or a folder of `atomas export`"
+        )
     if file.is_dir():
         from atomas.training.export import import_export
 
