@@ -208,7 +208,7 @@ def test_mistakes_are_one_line(
         ("cut.pt", tokenizer, "shared.weight"),
         ("text.pt", tokenizer, "text.pt"),
         ("text.safetensors", tokenizer, "cannot be read"),
-        ("none.pt", tokenizer, "is not a file"),
+        ("none.pt", tokenizer, "does not exist"),
         ("good.pt", [], "--tokenizer"),
         ("good.pt", ["--tokenizer", tmp_path], "no tokenizer"),
     ):
