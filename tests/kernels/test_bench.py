@@ -159,7 +159,8 @@ def test_allocating_beyond_the_limit_fails_before_the_machine_does() -> None:
 
 def test_peak_memory_is_that_of_the_temporaries() -> None:
     """In a process of its own, where no other thread frees or takes memory meanwhile, after a first call: that one
-    starts torch's threads and loads pages of its libraries, which are no temporaries."""
+    starts torch's threads and loads pages of its libraries, which are no temporaries.
+    """
     code = (
         "import torch; from atomas_kernels.bench import memory\n"
         "values = torch.zeros(1 << 22)\n"
