@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from atomas.distributed.gather import rank, world_size
+from atomas.distributed.collectives import all_reduce, rank, world_size
 from atomas.errors import AtomasError
 
 
@@ -16,8 +16,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     if world_size() == 1:
         return flag
     vote = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(vote, op=dist.ReduceOp.MAX)
-    return bool(vote.item())
+    return bool(all_reduce(vote, "vote", dist.ReduceOp.MAX).item())
 
 
 def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
@@ -25,7 +24,7 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
     if world_size() == 1 or not values:
         return values
     packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    dist.all_reduce(packed)
+    all_reduce(packed, "metrics")
     return dict(zip(values, (packed / world_size()).tolist(), strict=True))
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from atomas.config import LossConfig, ModelConfig
-from atomas.distributed.gather import gather_rows, world_size
+from atomas.distributed.collectives import world_size
+from atomas.distributed.gather import gather_rows
 from atomas.model.layers import Linear, at_least_float32, full_precision
 from atomas.model.polymerization import Polymerization
 from atomas_kernels import info_nce, segment_softmax, token_interaction
@@ -107,7 +108,7 @@ class HierarchicalAlignment(nn.Module):
         for number, weight in enumerate(self.level_weights):
             if not weight:
                 continue
-            scores = gather_rows(interaction(text[number], gather_level(smiles[number])))
+            scores = gather_rows(interaction(text[number], gather_level(smiles[number])), what="scores")
             loss = info_nce(scores, scale, negative_mask=negative_mask)
             total = total + weight * loss
             parts[f"loss/level_{number}"] = loss.detach()
@@ -139,10 +140,10 @@ def gather_level(level: Level) -> Level:
     if ranks == 1:
         return level
     assert level.weight is not None
-    lengths = gather_rows(level.lengths, [len(level.lengths)] * ranks)
+    lengths = gather_rows(level.lengths, [len(level.lengths)] * ranks, what="lengths")
     sizes = lengths.unflatten(0, (ranks, -1)).sum(dim=1).tolist()
     # One collective for both: the weight rides as a last column.
-    packed = gather_rows(torch.cat([level.tokens, level.weight[:, None]], dim=1), sizes)
+    packed = gather_rows(torch.cat([level.tokens, level.weight[:, None]], dim=1), sizes, what="tokens")
     return Level(tokens=packed[:, :-1], lengths=lengths, weight=packed[:, -1], assignment=None)
 
 

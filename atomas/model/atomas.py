@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from atomas.config import LossConfig, ModelConfig
 from atomas.data.batching import PairBatch, RaggedTokens
-from atomas.distributed.gather import gather_sizes
+from atomas.distributed.collectives import all_gather_sizes
 from atomas.errors import AtomasError
 from atomas.model.alignment import HierarchicalAlignment, Level, recall_at_1
 from atomas.model.backbone import Backbone, build_t5
@@ -182,7 +182,7 @@ class AtomasModel(nn.Module):
     def _language_model(self, states: Tensor, lengths: Tensor, targets: RaggedTokens) -> Tensor:
         """Cross entropy whose mean over ranks is the mean over the target tokens of all ranks."""
         loss = self.encoder.backbone.language_model_loss(states, lengths, targets)
-        counts = gather_sizes(len(targets.ids), targets.ids.device)
+        counts = all_gather_sizes(len(targets.ids), targets.ids.device, "number of target tokens")
         return loss * (len(targets.ids) * len(counts) / sum(counts))
 
     def _not_negative(self, rows: Identities, columns: Identities) -> Tensor | None:

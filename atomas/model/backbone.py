@@ -14,7 +14,7 @@ from transformers import AutoConfig, T5Config, T5EncoderModel, T5ForConditionalG
 
 from atomas.config import ModelConfig
 from atomas.data.batching import RaggedTokens, split_groups
-from atomas.distributed.gather import gather_sizes
+from atomas.distributed.collectives import all_gather_sizes
 from atomas.errors import AtomasError
 from atomas.model.layers import full_precision
 from atomas.model.ragged import positions
@@ -93,7 +93,12 @@ class Backbone(nn.Module):
             room -= length
         if self.in_step:
             rows = torch.arange(len(lengths)).split(counts)
-            counts = [len(part) for part in split_groups(rows, max(gather_sizes(len(rows), lengths.device)))]
+            counts = [
+                len(part)
+                for part in split_groups(
+                    rows, max(all_gather_sizes(len(rows), lengths.device, "number of sequences"))
+                )
+            ]
         return counts
 
     def _run(self, stack: Any, part: _Flat, read: _Flat | None = None) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from atomas.config import MomentumConfig
 from atomas.data.batching import PairBatch
-from atomas.distributed.gather import gather_rows, rank, world_size
+from atomas.distributed.collectives import rank, world_size
+from atomas.distributed.gather import gather_rows
 from atomas.model.encoder import DualEncoder
 from atomas.model.layers import full_precision
 from atomas_kernels import contrastive_cross_entropy, momentum_update
@@ -33,7 +34,9 @@ class Identities:
     def of_all_ranks(cls, batch: PairBatch) -> "Identities":
         """The B pairs of all ranks, in rank order."""
         both = gather_rows(
-            torch.stack([batch.text_id, batch.molecule_id], dim=1), [len(batch)] * world_size()
+            torch.stack([batch.text_id, batch.molecule_id], dim=1),
+            [len(batch)] * world_size(),
+            what="identities",
         )
         return cls(text=both[:, 0], molecule=both[:, 1])
 
@@ -64,7 +67,9 @@ class Keys:
     @classmethod
     def of_all_ranks(cls, text: Tensor, smiles: Tensor, identities: Identities) -> "Keys":
         """Features [b, D] of this rank's pairs -> those of all ranks, in rank order, with gradient."""
-        both = gather_rows(torch.cat([text, smiles], dim=1), [len(text)] * world_size())
+        both = gather_rows(
+            torch.cat([text, smiles], dim=1), [len(text)] * world_size(), what="global features"
+        )
         text, smiles = both.chunk(2, dim=1)
         return cls(text=text, smiles=smiles, identities=identities)
 
@@ -141,7 +146,7 @@ class Momentum(nn.Module):
         After the backward pass of the batch, which reads the queue as the forward pass did. In the order of the
         corpus, not of the ranks: when the queue wraps, what leaves it must not depend on the world size.
         """
-        numbers = gather_rows(batch.sample_id, [len(batch)] * world_size())
+        numbers = gather_rows(batch.sample_id, [len(batch)] * world_size(), what="sample numbers")
         self.queue.push(targets.keys[numbers.argsort(stable=True)])
 
 

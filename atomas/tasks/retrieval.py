@@ -148,12 +148,12 @@ class _Gallery:
 
     def gathered(self) -> "_Pairs":
         """The real pairs of all ranks. Collective."""
-        real = gather_rows(torch.cat(self.keep))
+        real = gather_rows(torch.cat(self.keep), what="rows")
         return _Pairs(
-            text=gather_rows(torch.cat(self.text).float())[real],
-            smiles=gather_rows(torch.cat(self.smiles).float())[real],
-            molecule_id=gather_rows(torch.cat(self._molecule_id))[real].cpu().numpy(),
-            text_id=gather_rows(torch.cat(self._text_id))[real].cpu().numpy(),
+            text=gather_rows(torch.cat(self.text).float(), what="features")[real],
+            smiles=gather_rows(torch.cat(self.smiles).float(), what="features")[real],
+            molecule_id=gather_rows(torch.cat(self._molecule_id), what="identities")[real].cpu().numpy(),
+            text_id=gather_rows(torch.cat(self._text_id), what="identities")[real].cpu().numpy(),
         )
 
 

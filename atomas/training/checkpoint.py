@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from atomas.distributed.agreement import from_rank_zero, together
-from atomas.distributed.gather import rank
+from atomas.distributed.collectives import rank
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 

@@ -6,13 +6,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from atomas.distributed.gather import gather_rows, gather_sizes
+from atomas.distributed.collectives import all_gather_sizes
+from atomas.distributed.gather import gather_rows
 
 
 def test_single_process_is_the_identity() -> None:
     rows = torch.randn(3, 2, requires_grad=True)
-    assert gather_rows(rows) is rows
-    assert gather_sizes(5, torch.device("cpu")) == [5]
+    assert gather_rows(rows, what="rows") is rows
+    assert all_gather_sizes(5, torch.device("cpu"), "rows") == [5]
 
 
 def _worker(rank: int, world: int, path: str) -> None:
@@ -24,7 +25,7 @@ def _worker(rank: int, world: int, path: str) -> None:
     rows = everything.split(sizes)[rank].clone().requires_grad_()
     full = everything.clone().requires_grad_()
 
-    gathered = gather_rows(rows)
+    gathered = gather_rows(rows, what="rows")
     assert torch.equal(gathered, everything)
     loss = (torch.tanh(gathered @ gathered.T) * weight).sum()
     loss.backward()
@@ -35,7 +36,7 @@ def _worker(rank: int, world: int, path: str) -> None:
     torch.testing.assert_close(rows.grad / world, full.grad.split(sizes)[rank], rtol=1e-12, atol=1e-12)
 
     ids = torch.arange(7).split(sizes)[rank]
-    assert torch.equal(gather_rows(ids), torch.arange(7))
+    assert torch.equal(gather_rows(ids, what="ids"), torch.arange(7))
     dist.destroy_process_group()
 
 
