@@ -1,7 +1,8 @@
-"""Layers of the heads: weights and matrix products in the run's precision, all between them in float32.
+"""Layers whose weights and matrix products have the run's precision, while all between them is float32.
 
-Every layer takes any floating input and returns float32 (float64 for float64), so that softmaxes, norms,
-clustering and losses never see less, whether the run casts weights to bf16 or uses autocast.
+Every layer of the heads takes any floating input and returns float32 (float64 for float64), so that softmaxes,
+norms, clustering and losses never see less, whether the run casts weights to bf16 or uses autocast. `RMSNorm` is the
+backbone's and returns what its matrix products take.
 """
 
 from typing import Any
@@ -28,6 +29,26 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(
             x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
         )
+
+
+class RMSNorm(nn.Module):
+    """[..., D] -> [..., D] in the weight's dtype: T5's norm, without mean and shift.
+
+    Computed in float32 (float64 for float64) and rounded once, after the product with the weight. That is T5's own
+    to rounding in float32; in bf16 T5 rounds the normalised states before that product too, and in float64 it takes
+    the variance in float32.
+    """
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        """Share the [D] `weight` of another norm."""
+        super().__init__()
+        self.weight = weight
+        self.eps = eps
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Divide by the root of the mean square."""
+        x = at_least_float32(input)
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
 
 
 class SequenceConvolution(nn.Conv1d):

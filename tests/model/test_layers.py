@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from atomas.model.layers import LayerNorm, Linear, SequenceConvolution
+from atomas.model.layers import LayerNorm, Linear, RMSNorm, SequenceConvolution
 from atomas.model.ragged import positions
 
 
@@ -32,3 +33,37 @@ def test_layers_return_float32(weights: torch.dtype, inputs: torch.dtype) -> Non
 def test_norm_of_bf16_weights_does_not_round_its_input() -> None:
     x = torch.randn(4, 8) + 100  # the spread would be lost in bf16
     assert_close(LayerNorm(8).to(torch.bfloat16)(x), F.layer_norm(x, (8,)))
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    x = x.double()
+    return x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt() * weight.double()
+
+
+def test_rms_norm_is_that_of_t5() -> None:
+    weight = nn.Parameter(torch.rand(64))
+    theirs = T5LayerNorm(64, eps=1e-6)
+    theirs.load_state_dict({"weight": weight})
+    x = torch.randn(50, 64)
+    assert_close(RMSNorm(weight, 1e-6)(x), theirs(x), rtol=1e-6, atol=1e-6)
+
+
+def test_rms_norm_of_float64_reduces_in_float64() -> None:
+    weight = nn.Parameter(torch.rand(64, dtype=torch.float64))
+    x = torch.randn(50, 64, dtype=torch.float64, requires_grad=True)
+    assert_close(RMSNorm(weight, 1e-6)(x), _rms_norm(x, weight, 1e-6), rtol=1e-13, atol=1e-13)
+    assert torch.autograd.gradcheck(RMSNorm(weight, 1e-6), x)
+
+
+@pytest.mark.parametrize("inputs", [torch.float32, torch.bfloat16])
+def test_rms_norm_in_bf16_rounds_once(inputs: torch.dtype) -> None:
+    weight = nn.Parameter(torch.rand(512).bfloat16())
+    x = (torch.randn(50, 512) * torch.logspace(-2, 2, 50)[:, None]).to(inputs)
+    out = RMSNorm(weight, 1e-6)(x)
+    assert out.dtype == torch.bfloat16
+    exact = _rms_norm(x, weight, 1e-6)
+    # Half a unit in the last of the 8 bits that bf16 keeps, and what float32 leaves open at a tie. T5 rounds twice.
+    assert ((out.double() - exact).abs() <= exact.abs() * (2**-8 * 1.001)).all()
+    theirs = T5LayerNorm(512, eps=1e-6).to(torch.bfloat16)
+    theirs.load_state_dict({"weight": weight})
+    assert not ((theirs(x).double() - exact).abs() <= exact.abs() * (2**-8 * 1.001)).all()
