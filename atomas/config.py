@@ -27,6 +27,10 @@ class RunConfig:
     """CPU threads of one rank; 0 divides the visible cores by the ranks of this host."""
     kernels: Literal["auto", "reference", "native", "triton"] = "auto"
     """Backend of the fused operators; an explicit one that cannot run is an error."""
+    collective_timeout_seconds: float = 1800.0
+    """A collective, backward pass, optimizer step, checkpoint or wait for data that takes longer ends the run."""
+    silence_timeout_seconds: float = 300.0
+    """A rank that has said nothing for so long, once a second otherwise, counts as dead or stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +133,12 @@ class LossConfig:
     """Initial temperature of the global loss; learned, kept within [0.001, 0.5]."""
     logit_scale: float = 14.285714285714286
     """Initial scale of the hierarchical scores, 1 / 0.07; learned in log space, one for all levels."""
-    false_negatives: Literal["keep", "mask"] = "mask"
-    """`mask` leaves pairs with the same text or the same molecule out of the negatives."""
+    false_negatives: Literal["keep", "mask", "multi_positive"] = "mask"
+    """Pairs of the batch or the queue with the same text or the same molecule: `mask` leaves them out of the negatives,
+    `multi_positive` makes them positives with equal shares, `keep` takes them for negatives."""
+    exchange: Literal["allgather", "ring"] = "allgather"
+    """How the tokens of other ranks come to a rank that scores its own against them. `allgather` brings all at once;
+    `ring` brings one rank's after the other while the last one is worked on: for B x tokens beyond the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +151,8 @@ class MomentumConfig:
     """m in theta_m <- m theta_m + (1 - m) theta."""
     queue_size: int = 13200
     """Q: past features kept per modality; 0 keeps none."""
+    forward: Literal["replica", "layerwise"] = "replica"
+    """What runs: a whole copy on every rank, or under ZeRO stage 3 pieces that are gathered layer by layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +191,11 @@ class TrainingConfig:
 
     max_steps: int = 1000
     """Optimizer steps of the whole run."""
+    micro_batch_size: int = 0
+    """Pairs of one rank whose activations are held at once; 0 holds all B / W of them. The loss stays that of the
+    whole contrastive batch (gradient caching): the encoder runs twice, and memory no longer grows with B."""
+    feature_cache: Literal["device", "host", "disk"] = "device"
+    """Where the features of the other micro-batches wait; `disk` is the folder that TMPDIR names."""
     gradient_accumulation_steps: int = 1
     """Contrastive batches, each of B pairs, whose gradients are averaged into one optimizer step."""
     precision: Literal["fp32", "bf16", "bf16_autocast", "fp16"] = "fp32"
@@ -188,6 +203,23 @@ class TrainingConfig:
     T5 overflows in `fp16`."""
     log_every: int = 10
     """Steps between two lines of `metrics.jsonl` on the console; the file holds every step."""
+    trace_steps: str = ""
+    """Steps to profile, as `12` or `12-14`, counted from 1: attempts/N/trace/rank_R.json. A few: a step is many MB."""
+
+    @property
+    def traced(self) -> range:
+        """The steps that `trace_steps` names."""
+        first, dash, last = self.trace_steps.partition("-")
+        return range(int(first), int(last if dash else first) + 1) if self.trace_steps else range(0)
+
+    def __post_init__(self) -> None:
+        """Check the steps to profile."""
+        try:
+            good = not self.trace_steps or (bool(self.traced) and self.traced[0] > 0)
+        except ValueError:
+            good = False
+        if not good:
+            raise AtomasError(f"training.trace_steps = {self.trace_steps!r}: give a step or a range, as 12 or 12-14")
 
 
 REFUSED_DEEPSPEED_KEYS = {
@@ -231,6 +263,16 @@ class DeepSpeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Dashboards beside `metrics.jsonl`; they need the extra `tracking`."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files to attempts/N/tensorboard."""
+    wandb_project: str = ""
+    """Log to this project of Weights & Biases; empty does not. `WANDB_MODE=offline` keeps it in attempts/N/wandb."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """What is saved, and what is continued."""
 
@@ -265,6 +307,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -288,6 +331,11 @@ class Config:
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self.optimizer, name) < 1.0:
                 raise AtomasError(f"optimizer.{name} = {getattr(self.optimizer, name)}: must be in [0, 1)")
+        if self.momentum.forward == "layerwise" and self.deepspeed.zero_stage < 3:
+            raise AtomasError(
+                f"momentum.forward = 'layerwise' needs deepspeed.zero_stage = 3, not {self.deepspeed.zero_stage}; "
+                "set one of them"
+            )
         if min(self.loss.level_weights, default=0) < 0:
             raise AtomasError(f"loss.level_weights = {list(self.loss.level_weights)}: must not be negative")
         if not 0.0 <= self.model.dropout_rate < 1.0:
@@ -304,6 +352,8 @@ class Config:
 
 _LOWER_BOUNDS: dict[str, float] = {
     "run.threads": 0,
+    "run.collective_timeout_seconds": 5,
+    "run.silence_timeout_seconds": 5,
     "tokenizer.vocab_size": 354,
     "data.batch_size": 2,
     "data.token_budget": 1,
@@ -332,6 +382,7 @@ _LOWER_BOUNDS: dict[str, float] = {
     "schedule.warmup_steps": 0,
     "schedule.final_ratio": 0,
     "training.max_steps": 1,
+    "training.micro_batch_size": 0,
     "training.gradient_accumulation_steps": 1,
     "training.log_every": 1,
     "checkpoint.every": 0,

@@ -1,6 +1,7 @@
 """Small decisions that all ranks must take together."""
 
 import contextlib
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 
 from atomas.distributed.collectives import all_reduce, rank, world_size
 from atomas.errors import AtomasError
+from atomas.phases import Collective, communication
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
@@ -33,7 +35,9 @@ def from_rank_zero(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    sent = len(pickle.dumps(value)) if rank() == 0 else 0
+    with communication(Collective(kind="broadcast", what="a decision of rank 0", payload_bytes=sent)):
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 

@@ -15,7 +15,8 @@ from atomas.config import RunConfig
 from atomas.errors import AtomasError
 from atomas_launcher.placement import Placement, PlacementError, find_placement
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+_WATCHDOG_FIRST = 60.0
+"""Seconds by which gloo and NCCL give up later than the watchdog, whose message says who is missing."""
 
 
 def resolve_device(wanted: str, local_rank: int) -> torch.device:
@@ -65,7 +66,7 @@ def process_group(run: RunConfig) -> Iterator[tuple[Placement, torch.device]]:
             store=dist.HashStore() if placement.world_size == 1 else None,
             rank=placement.rank,
             world_size=placement.world_size,
-            timeout=COLLECTIVE_TIMEOUT,
+            timeout=timedelta(seconds=run.collective_timeout_seconds + _WATCHDOG_FIRST),
         )
     except (RuntimeError, dist.DistError) as error:
         raise AtomasError(
