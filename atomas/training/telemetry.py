@@ -58,12 +58,18 @@ def environment(config_device: torch.device, world_size: int) -> dict[str, Any]:
     }
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory in MiB: of the allocator on CUDA, resident of the process on CPU."""
+def memory_mb(device: torch.device) -> dict[str, float]:
+    """Peak memory in MiB since the last call.
+
+    On CUDA `peak_memory_mb` is what tensors held and `reserved_memory_mb` what the allocator took from the device. On
+    the CPU `peak_memory_mb` is the resident memory of the process, and its peak since the start.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return {"peak_memory_mb": allocated / 2**20, "reserved_memory_mb": reserved / 2**20}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return {"peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
 
 
 class MetricsFile:
@@ -73,7 +79,7 @@ class MetricsFile:
         self._file: TextIO | None = path.open("a", encoding="utf-8") if enabled else None
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Append the numbers of a step; `kind` is `train` or `validation`."""
+        """Append the numbers of a step; `kind` is `train`, `validation` or `checkpoint`."""
         if self._file is not None:
             self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._file.flush()
