@@ -19,6 +19,7 @@ from atomas.distributed.collectives import all_gather_sizes
 from atomas.errors import AtomasError
 from atomas.model.layers import RMSNorm, full_precision
 from atomas.model.ragged import positions
+from atomas.phases import phase
 from atomas_kernels import distance_buckets, lm_cross_entropy, packed_attention
 
 UNKNOWN_ID = 2
@@ -80,7 +81,10 @@ class Backbone(nn.Module):
 
     def language_model_loss(self, states: Tensor, lengths: Tensor, targets: RaggedTokens) -> Tensor:
         """Cross entropy of `targets` given encoder states, mean over target tokens (method section 4)."""
-        loss: Tensor = self.t5.lm_head(self.decode(states, lengths, targets), targets.ids)
+        with phase("decoder"):
+            outputs = self.decode(states, lengths, targets)
+        with phase("lm_loss"):
+            loss: Tensor = self.t5.lm_head(outputs, targets.ids)
         return loss
 
     def _passes(self, lengths: Tensor) -> list[int]:
