@@ -10,6 +10,7 @@ from atomas.version import __version__
 
 COMMANDS = (
     "data",
+    "plan",
     "train",
     "evaluate",
     "generate",

@@ -1,0 +1,34 @@
+"""Token lengths of a corpus, as a run with the same configuration would measure them."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from atomas.config import Config
+from atomas.data.lengths import TokenLengths
+from atomas.data.shards import Corpus
+from atomas.data.tokenizer import resolve_tokenizer
+from atomas.planning.workload import PairLengths
+
+
+def measured_lengths(directory: str, config: Config) -> PairLengths:
+    """Lengths of all usable pairs of the training split, long texts cut.
+
+    Raises AtomasError if corpus or tokenizer cannot be read, or nothing is usable.
+    """
+    corpus, split = Corpus.open(Path(directory)), config.data.train_split
+    with tempfile.TemporaryDirectory() as cache:
+        tokenizer = resolve_tokenizer(config.tokenizer, corpus, Path(cache), split=split)
+        lengths = TokenLengths.measure(corpus.split(split), tokenizer)
+    return usable_lengths(lengths, config)
+
+
+def usable_lengths(lengths: TokenLengths, config: Config) -> PairLengths:
+    """What the model sees of measured lengths: too long SMILES are left out, too long texts cut."""
+    data = config.data
+    usable = lengths.smiles <= data.max_smiles_tokens
+    return PairLengths(
+        text=np.minimum(lengths.text[usable], data.max_text_tokens).astype(np.int64),
+        smiles=lengths.smiles[usable].astype(np.int64),
+    )

@@ -1,0 +1,299 @@
+"""Bytes of one GPU by component, for every ZeRO stage, and the moment at which each is held.
+
+Activations are freed while the gradients come, so they and the update are largest at different moments, and the peak
+is `always + max(graph + max(forward, backward), update)`. Formulas follow the tensors that the code holds; on the CPU
+they are checked against the bytes that torch allocates. Symbols: D width, I heads x head width, F feed-forward width,
+H heads, V vocabulary, P parameters, e bytes of an activation of the backbone (heads are float32 throughout), T tokens,
+n tokens and k clusters of a sequence, b pairs of this rank of B in the batch, W ranks.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from atomas.model.flops import BackboneSizes
+from atomas.planning.workload import Level, Workload
+
+Device = Literal["cpu", "cuda"]
+Moment = Literal["always", "graph", "forward", "backward", "update"]
+"""`graph` from the forward pass through the backward pass, `forward` and `backward` only in one of them, `update` after
+the backward pass until the optimizer has stepped."""
+ZERO_STAGES = (0, 1, 2, 3)
+
+_LOGITS_PER_CHUNK = 1 << 24
+"""Of the language model's loss: entries of the logits that are held at once."""
+_MATCH_LIMIT: dict[Device, tuple[int, int]] = {"cpu": (2, 64 * 2**20), "cuda": (6, 2 * 2**30)}
+"""Bytes of a match of the token interaction, and up to which size all of them are kept for the backward pass."""
+_REDUCE_BUCKET = 5e8
+"""Elements of DeepSpeed's gradient buckets, unless `deepspeed.extra` says otherwise."""
+_PERSISTENT, _PREFETCHED, _LIVE = 1e5, 5e7, 1e9
+"""Elements that stage 3 keeps gathered: small parameters, what is fetched ahead, the most that live at once."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One line of the table."""
+
+    name: str
+    bytes: float
+    moment: Moment
+    on_host: bool = False
+    """Offloaded: takes no memory of the GPU"""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """All components of one rank."""
+
+    components: tuple[Component, ...]
+
+    def total(self, moment: Moment, *, on_host: bool = False) -> float:
+        """Bytes held at a moment beside what is always held."""
+        return sum(c.bytes for c in self.components if c.moment == moment and c.on_host == on_host)
+
+    @property
+    def peak(self) -> float:
+        """Most bytes at once."""
+        step = self.total("graph") + max(self.total("forward"), self.total("backward"))
+        return self.total("always") + max(step, self.total("update"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "components": {
+                c.name: {"bytes": round(c.bytes), "held": c.moment, "on_host": c.on_host}
+                for c in self.components
+            },
+            "peak_bytes": round(self.peak),
+        }
+
+
+def plan_memory(work: Workload, stage: int, device: Device = "cuda") -> MemoryPlan:
+    """Memory of one rank under a ZeRO stage."""
+    components = [*_weights(work, stage, device), *_momentum(work, stage), *_activations(work, device)]
+    return MemoryPlan(tuple(component for component in components if component.bytes))
+
+
+def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
+    """Parameters, gradients, optimizer, and DeepSpeed's buffers.
+
+    Stages 1 to 3 step a flat float32 copy, also where the weights are float32 themselves. Under stages 1 and 2 the
+    gradients lie in buckets until they are reduced.
+    """
+    total, width = work.parameters.total, work.weight_bytes
+    share = 1 / work.ranks
+    sharded = share if stage else 1
+    has_masters = stage > 0 or width == 2
+    offloaded = work.config.deepspeed.offload == "cpu" and stage > 0
+    accumulates = work.config.training.gradient_accumulation_steps > 1 or work.micro_pairs < work.pairs
+    bucket = _bucket_elements(work, total, device) if stage else 0
+    # what one step of AdamW makes on the way; a fused one makes nothing
+    step = 0 if device == "cuda" else 2 * 4 * (total * sharded if stage else _largest(work))
+    components = [
+        Component("parameters", width * total * (share if stage == 3 else 1), "always"),
+        Component("fp32 masters", 4 * total * sharded * has_masters, "always", on_host=offloaded),
+        Component("optimizer states", 8 * total * sharded, "always", on_host=offloaded),
+        Component(
+            "gradients",
+            width * total * (share if stage >= 2 else 1),
+            "always" if accumulates and stage else "update",
+        ),
+        Component("fp32 gradients and step", 4 * total * sharded * has_masters + step, "update"),
+        # a bucket is taken when the backward pass begins, and given back when it ends
+        Component("gradient buckets", width * bucket, "backward"),
+    ]
+    if stage == 0 and work.ranks > 1:
+        components.append(Component("flattened gradients", width * total, "update"))
+    if stage == 3:
+        gathered = min(total, _LIVE, _PERSISTENT + _PREFETCHED + _largest(work))
+        components.append(Component("gathered parameters", width * gathered, "graph"))
+    if work.config.training.precision == "bf16_autocast":
+        components.append(Component("bf16 copies of weights", 2 * total, "graph"))
+    return components
+
+
+def _bucket_elements(work: Workload, total: float, device: Device) -> float:
+    """Two buckets where communication is overlapped. On the CPU only what is written takes memory."""
+    zero = work.config.deepspeed.extra.get("zero_optimization", {})
+    size = float(zero.get("reduce_bucket_size", _REDUCE_BUCKET))
+    return min(size, total) if device == "cpu" else 2 * size
+
+
+def _largest(work: Workload) -> float:
+    sizes = work.t5.backbone
+    return float(max(sizes.vocabulary * sizes.width, sizes.width * sizes.feed_forward))
+
+
+def _momentum(work: Workload, stage: int) -> list[Component]:
+    """float32 masters, sharded as the optimizer is; a replica in the dtype of its forward pass; the queue."""
+    if not work.has_momentum:
+        return []
+    slow = work.parameters.slow
+    rounded = work.config.training.precision.startswith("bf16")
+    components = []
+    if stage == 0 and not rounded:
+        components.append(Component("momentum weights", 4 * slow, "always"))
+    else:
+        components += [
+            Component("momentum masters", 4 * slow / (work.ranks if stage else 1), "always"),
+            Component("momentum replica", (2 if rounded else 4) * slow, "always"),
+        ]
+    pair = 2 * (4 * work.width + 8)
+    components.append(Component("queue", work.config.momentum.queue_size * pair, "always"))
+    return components
+
+
+def _activations(work: Workload, device: Device) -> list[Component]:
+    b, tokens = work.micro_pairs, work.tokens
+    sizes, lengths = work.t5.backbone, work.lengths
+    recomputed = work.config.model.activation_checkpointing
+    both = b * (tokens["text"] + tokens["smiles"])
+    squares = b * float((lengths.text**2).mean() + (lengths.smiles**2).mean())
+    layer = _layer(work, device, both, scores=squares)
+    stack = _stack_bytes(work, both, sizes.layers, layer, device)
+    components = [Component("encoder", stack, "graph")]
+    decoder, largest = 0.0, layer if recomputed else 0.0
+    head = 0.0
+    for source, target in work.written:
+        written = b * tokens[target]
+        own = b * float((lengths.of(target) ** 2).mean())
+        crossed = b * float((lengths.of(source) * lengths.of(target)).mean())
+        layer = _layer(work, device, written, scores=own) + _attention(
+            work, device, written, b * tokens[source], crossed
+        )
+        decoder += _stack_bytes(work, written, sizes.decoder_layers, layer, device)
+        largest = max(largest, layer if recomputed else 0.0)
+        head += work.element_bytes * (written * sizes.width + sizes.vocabulary * sizes.width)
+    components += [
+        Component("decoder", decoder, "graph"),
+        Component("one recomputed layer", largest, "backward"),
+        Component("gradients of the output layer", head, "graph"),
+        Component("logits", _logits(work, sizes), "forward"),
+        *_alignment(work, device),
+    ]
+    if work.config.loss.global_weight:
+        features = 4 * work.width * (8 * b + 4 * work.batch)
+        mask = (work.batch + work.config.momentum.queue_size * work.has_momentum) * b
+        components.append(Component("global features and masks", features + 2 * mask, "graph"))
+    return components
+
+
+def _stack_bytes(work: Workload, tokens: float, layers: int, layer: float, device: Device) -> float:
+    """Layers, the embedding's and the final dropout and norm, and the states that come out."""
+    e, width = work.element_bytes, work.width
+    masks = 2 * _mask_bytes(work, device) * tokens * width
+    inputs = tokens * width * e
+    kept = inputs if work.config.model.activation_checkpointing else layer
+    return layers * kept + masks + _norm(work, device, tokens) - e * tokens * width + inputs
+
+
+def _layer(work: Workload, device: Device, tokens: float, *, scores: float) -> float:
+    """Self-attention and feed-forward layer."""
+    sizes, e, mask = work.t5.backbone, work.element_bytes, _mask_bytes(work, device)
+    # input of ReLU or GELU, its output, and in the gated form the other factor and the product
+    states = (4 if sizes.gated else 1) * e + (mask + e if mask else 0)
+    feed_forward = tokens * (sizes.feed_forward * states + mask * sizes.width)
+    return _attention(work, device, tokens, tokens, scores) + _norm(work, device, tokens) + feed_forward
+
+
+def _attention(work: Workload, device: Device, queries: float, keys: float, scores: float) -> float:
+    """Norm, projections, and where attention is not fused (CPU) its weights: n^2 H for every sequence.
+
+    On the CPU torch computes it in float32 and keeps scaled queries and keys, values, and the weights before and after
+    dropout with the mask.
+    """
+    sizes, e, mask = work.t5.backbone, work.element_bytes, _mask_bytes(work, device)
+    inside = 4 if device == "cpu" else e
+    projections = sizes.inner * (inside * (queries + 2 * keys) + e * queries)
+    weights = (12 if mask else 4) * work.t5.heads * scores if device == "cpu" else 4 * work.t5.heads * queries
+    fused_output = e * sizes.inner * queries if device == "cuda" else 0
+    return _norm(work, device, queries) + projections + weights + fused_output + mask * sizes.width * queries
+
+
+def _norm(work: Workload, device: Device, tokens: float) -> float:
+    """Input in float32, on the CPU also the normalised states, and the output that the projections read."""
+    normalised = 4 if device == "cpu" else 0
+    return tokens * (work.width * (4 + normalised + work.element_bytes) + 4)
+
+
+def _mask_bytes(work: Workload, device: Device) -> int:
+    """Of one element under dropout: on the CPU torch keeps the scaled mask in the dtype of what it multiplies."""
+    if not work.config.model.dropout_rate:
+        return 0
+    return work.element_bytes if device == "cpu" else 1
+
+
+def _logits(work: Workload, sizes: BackboneSizes) -> float:
+    """What the loss holds beside its gradients while it runs: a chunk of logits, and in half precision its copy."""
+    if not work.written:
+        return 0.0
+    longest = max(work.micro_pairs * work.tokens[target] for _, target in work.written)
+    rows = min(longest, max(1, _LOGITS_PER_CHUNK // sizes.vocabulary))
+    per_logit = 4 if work.element_bytes == 4 else 6
+    accumulated = 0 if work.element_bytes == 4 else 4 * sizes.vocabulary * sizes.width
+    return per_logit * rows * sizes.vocabulary + accumulated
+
+
+def _alignment(work: Workload, device: Device) -> list[Component]:
+    """Heads, this rank's tokens of every level, those of others, matches and scores."""
+    b, width, levels = work.micro_pairs, work.width, work.levels
+    if not levels["text"]:
+        return []
+    row = 4 * (width + 1)
+    cached = b < work.pairs
+    ring = work.config.loss.exchange == "ring"
+    own = others = arriving = matches = 0.0
+    for text, smiles in zip(levels["text"], levels["smiles"], strict=True):
+        if not text.aligned:
+            continue
+        sent = row * (smiles if work.travelling == "smiles" else text).tokens
+        if cached:  # values and gradients
+            own += 2 * row * work.pairs * (text.tokens + smiles.tokens)
+        elif work.weight_bytes != 4:  # in float32 the heads keep the same tensors
+            own += row * b * (text.tokens + smiles.tokens)
+        if work.ranks > 1 and (ring or cached):
+            # the block in use and the one that arrives, and as many gradients; of the chunk in turn
+            arriving = max(arriving, sent * 4 * (b if ring else b * work.ranks))
+        elif work.ranks > 1:
+            others += sent * work.batch
+            arriving = max(arriving, 2 * sent * work.batch)  # as the ranks' parts, and joined
+        if not work.tiled:
+            matches += _matches(work, device, text, smiles)
+    place = work.config.training.feature_cache
+    count = sum(level.aligned for level in levels["text"])
+    return [
+        Component("heads", sum(_hierarchy(work, levels[m], b) for m in ("text", "smiles")), "graph"),
+        Component("own token blocks", own * (place != "disk"), "graph", on_host=cached and place == "host"),
+        Component("token blocks of other ranks", others, "graph"),
+        Component("arriving token blocks", arriving, "forward"),
+        Component("matches", matches, "graph"),
+        Component("scores", 4 * b * work.batch * (3 if ring or cached else count + 3), "graph"),
+    ]
+
+
+def _matches(work: Workload, device: Device, text: Level, smiles: Level) -> float:
+    size, limit = _MATCH_LIMIT[device]
+    needed = size * work.pairs * work.batch * (text.tokens + smiles.tokens)
+    return needed if needed <= limit else 0.0
+
+
+def _hierarchy(work: Workload, levels: list[Level], pairs: int) -> float:
+    """What the polymerisations and importance MLPs of one modality keep.
+
+    Of every token below: inputs of convolution and key projection (e), of norm and of what follows it, keys and values
+    (float32); of every cluster: merged tokens and queries (float32), inputs of query and output projection (e); one
+    weight for every pair of cluster and token and head.
+    """
+    e, width, heads = work.weight_bytes, work.width, work.config.model.polymerization_heads
+    rounded = e != 4
+    total = 0.0
+    for level, above in zip(levels, [*levels[1:], None], strict=True):
+        if above is not None:
+            per_token = 4 * 4 + (3 if rounded else 2) * e
+            per_cluster = 2 * 4 + 2 * e
+            total += width * (level.tokens * per_token + above.tokens * per_cluster)
+            total += 4 * heads * level.products + 3 * width**2 * e / pairs
+        if level.aligned:
+            shared = above is not None and not rounded
+            hidden = 2 * (4 + (e if rounded else 0))
+            total += level.tokens * width * (hidden + (0 if shared else e))
+    return pairs * total
