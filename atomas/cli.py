@@ -12,6 +12,7 @@ COMMANDS = (
     "data",
     "plan",
     "train",
+    "launch",
     "evaluate",
     "generate",
     "embed",

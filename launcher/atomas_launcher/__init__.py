@@ -1,1 +1,1 @@
-"""Where a process stands in a job, whichever launcher started it. Standard library and PyYAML only."""
+"""Start a job on one host or a cluster, and find where a process stands in it. Standard library and PyYAML only."""

@@ -9,9 +9,10 @@ real environments of torch 2.13, deepspeed 0.19, Slurm 22.05 and Open MPI 4.1 (t
 
 import os
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from atomas_launcher.job import port_of
 
 
 class PlacementError(ValueError):
@@ -85,6 +86,15 @@ _LAUNCHERS = (
         job=("SLURM_JOB_ID", "SLURM_STEP_ID"),
     ),
 )
+
+
+def launcher_variables() -> tuple[str, ...]:
+    """Every variable by which some launcher tells a process where it stands."""
+    names = {"MASTER_ADDR": None, "MASTER_PORT": None}
+    for known in _LAUNCHERS:
+        listed = (known.rank, known.world_size, known.local_rank, *known.local_world_size, *known.job)
+        names |= dict.fromkeys(listed)
+    return (*names, "SLURM_NODEID", "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "TORCHELASTIC_RUN_ID")
 
 
 def find_placement(environ: Mapping[str, str] | None = None) -> Placement:
@@ -207,11 +217,8 @@ def _first_host(nodes: str) -> str:
 
 
 def _port(environ: Mapping[str, str], job: tuple[str, ...]) -> int:
-    """MASTER_PORT, or one that follows from the job, so that two jobs on a host seldom meet.
-
-    20000 - 31999, below the ports that Linux hands out to outgoing connections (32768 and up).
-    """
+    """MASTER_PORT, or one that follows from the job."""
     if "MASTER_PORT" in environ:
         return _integer(environ, "MASTER_PORT")
     name = ".".join(environ[part] for part in job if part in environ)
-    return 20000 + zlib.crc32(name.encode()) % 12000 if name else 29500
+    return port_of(name) if name else 29500

@@ -1,0 +1,39 @@
+"""mpirun of Open MPI, Intel MPI or MPICH, with or without a file of hosts; inside an allocation it finds the nodes."""
+
+from atomas_launcher.backends.torchrun import chosen_hosts
+from atomas_launcher.job import Command, JobSpec, Rendered
+from atomas_launcher.process import environment, in_container, script, worker_command
+from atomas_launcher.profile import ClusterProfile
+
+
+def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
+    """One mpirun."""
+    variables = {**environment(job, profile), "MASTER_PORT": str(job.port)}
+    files = {}
+    hosts: list[str] = []
+    if profile.hosts:
+        names = chosen_hosts(job, profile)
+        variables["MASTER_ADDR"] = names[0].rpartition("@")[2]
+        slots = " slots=" if profile.mpi == "openmpi" else ":"
+        files["hostfile"] = script(*(f"{name}{slots}{job.gpus_per_node}" for name in names))
+        hosts = ["-hostfile" if profile.mpi == "openmpi" else "-f", str(job.folder / "hostfile")]
+    arguments = (
+        *mpirun(job, profile, tuple(variables)),
+        *hosts,
+        *in_container(worker_command(job, profile), job, profile),
+    )
+    return Rendered(files=files, commands=(Command(arguments=arguments, environment=variables),))
+
+
+def mpirun(job: JobSpec, profile: ClusterProfile, variables: tuple[str, ...]) -> list[str]:
+    """The mpirun of this MPI with its options; hosts and command follow.
+
+    Variables go by name; their values are in the environment of mpirun itself.
+    """
+    total, each = str(job.world_size), str(job.gpus_per_node)
+    if profile.mpi == "openmpi":
+        # not bound to a core each: the loader's processes and OpenMP would share that one
+        options = ["mpirun", "-np", total, "--map-by", f"ppr:{each}:node", "--bind-to", "none"]
+        return [*options, *(word for name in variables for word in ("-x", name))]
+    program = "mpirun" if profile.mpi == "intelmpi" else "mpiexec"
+    return [program, "-n", total, "-ppn", each, "-genvlist", ",".join(variables)]

@@ -1,0 +1,155 @@
+"""Slurm: a batch job that saves before its limit and requeues itself, or a step in an allocation that is there.
+
+srun starts one task per GPU and is the only thing between Slurm and the ranks. The batch script has the warning
+signal sent to itself (B:) and hands it to srun, which hands it to every task.
+"""
+
+import shlex
+
+from atomas_launcher.errors import LaunchError
+from atomas_launcher.job import Command, JobSpec, Rendered
+from atomas_launcher.process import (
+    RESUME_EXIT_CODE,
+    environment,
+    exports,
+    in_container,
+    script,
+    time_limit,
+    worker_command,
+)
+from atomas_launcher.profile import ClusterProfile
+
+SCRIPT = "job.sbatch"
+
+
+def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
+    """A job script and the sbatch that submits it."""
+    text = script(
+        # a login shell, where `module` is defined
+        "#!/bin/bash -l" if profile.modules else "#!/bin/bash",
+        *(f"#SBATCH {option}" for option in _options(job, profile)),
+        "",
+        f"cd {shlex.quote(str(job.working_directory))} || exit 2",
+        *(f"module load {shlex.quote(module)}" for module in profile.modules),
+        *exports(environment(job, profile)),
+        "",
+        *supervised(shlex.join(_step(job, profile)), _again(job)),
+    )
+    command = ("sbatch", "--parsable", str(job.folder / SCRIPT))
+    return Rendered(files={SCRIPT: text}, commands=(Command(arguments=command),))
+
+
+def render_step(job: JobSpec, profile: ClusterProfile) -> Rendered:
+    """A step in an allocation that is there already."""
+    command = Command(arguments=tuple(_step(job, profile)), environment=environment(job, profile))
+    return Rendered(commands=(command,))
+
+
+def supervised(command: str, again: list[str]) -> list[str]:
+    """Shell that runs a command, hands signals on to it, and reads its exit code.
+
+    Args:
+        command: quoted already.
+        again: lines that start the job again, run where it has saved and been told to stop, and not been cancelled.
+    """
+    return [
+        "cancelled=",
+        f"{command} &",
+        "child=$!",
+        """trap 'kill -USR1 "$child"' USR1""",
+        """trap 'cancelled=yes; kill -TERM "$child"' TERM""",
+        "status=",
+        "# a signal ends `wait` early, so until the command itself has ended",
+        'while kill -0 "$child" 2>/dev/null; do wait "$child"; status=$?; done',
+        'wait "$child" 2>/dev/null; ended=$?; [ "$ended" -eq 127 ] || status=$ended',
+        f'if [ "$status" -eq {RESUME_EXIT_CODE} ] && [ -z "$cancelled" ]; then',
+        *(f"  {line}" for line in again),
+        "fi",
+        'exit "$status"',
+    ]
+
+
+def kill_file_test(job: JobSpec) -> str:
+    """Shell: true where nobody has asked the run to stop."""
+    return f"[ ! -e {shlex.quote(str(job.run_directory / 'KILL'))} ]" if job.run_directory else "true"
+
+
+def _again(job: JobSpec) -> list[str]:
+    if job.array:
+        return ["echo 'saved; the next job of the array continues'"]
+    return [f'{kill_file_test(job)} && scontrol requeue "$SLURM_JOB_ID"']
+
+
+def _options(job: JobSpec, profile: ClusterProfile) -> list[str]:
+    limit = warned_time_limit(job, profile)
+    output = f"{str(job.folder).replace('%', '%%')}/slurm-{'%A_%a' if job.array else '%j'}.out"
+    options = [
+        ("job-name", job.name),
+        ("nodes", str(job.nodes)),
+        ("ntasks-per-node", str(job.gpus_per_node)),
+        ("output", output),
+        ("open-mode", "append"),
+        ("signal", f"B:USR1@{profile.warning_seconds}"),
+    ]
+    if profile.device == "cuda" and profile.gpu_request != "none":
+        request = f"gpu:{job.gpus_per_node}" if profile.gpu_request == "gres" else str(job.gpus_per_node)
+        options.append((profile.gpu_request, request))
+    if profile.cpus_per_process:
+        options.append(("cpus-per-task", str(profile.cpus_per_process)))
+    if limit:
+        options.append(("time", clock(limit)))
+    given = (
+        ("partition", profile.partition),
+        ("account", profile.account),
+        ("array", job.array),
+        ("exclude", ",".join(job.exclude)),
+    )
+    options += [(name, value) for name, value in given if value]
+    lines = [f"--{name}={_directive(value)}" for name, value in options]
+    return [*lines, "--requeue", *(_directive_option(option) for option in profile.scheduler_options)]
+
+
+def _step(job: JobSpec, profile: ClusterProfile) -> list[str]:
+    cpus = [f"--cpus-per-task={profile.cpus_per_process}"] if profile.cpus_per_process else []
+    return [
+        "srun", f"--nodes={job.nodes}", f"--ntasks={job.world_size}", f"--ntasks-per-node={job.gpus_per_node}",
+        *cpus,  # srun does not take it from sbatch since Slurm 22.05
+        # Not --kill-on-bad-exit: the first rank that has saved would have the others killed while they end, and the
+        # job's exit code would be theirs. A rank that dies ends the others after this wait.
+        "--kill-on-bad-exit=0", "--wait=60", "--export=ALL", "--",
+        *in_container(worker_command(job, profile), job, profile),
+    ]  # fmt: skip
+
+
+def _directive(value: str) -> str:
+    """A value as sbatch's own parser of #SBATCH lines reads it: quoted where it must be."""
+    if value and all(character.isalnum() or character in "_@%+=:,./-" for character in value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _directive_option(option: str) -> str:
+    """A whole option such as --exclusive or --mem=0."""
+    name, equals, value = option.partition("=")
+    return f"{name}={_directive(value)}" if equals else name
+
+
+def warned_time_limit(job: JobSpec, profile: ClusterProfile) -> int:
+    """Seconds of the limit, or 0.
+
+    Raises:
+        LaunchError: the warning would come before the start.
+    """
+    limit = time_limit(job, profile)
+    if limit and limit <= profile.warning_seconds:
+        raise LaunchError(
+            f"a time limit of {limit} s leaves nothing before the warning {profile.warning_seconds} s ahead of it; "
+            "set a longer one, or the profile's warning_seconds"
+        )
+    return limit
+
+
+def clock(limit: int) -> str:
+    """Seconds -> HH:MM:SS."""
+    return f"{limit // 3600:02d}:{limit // 60 % 60:02d}:{limit % 60:02d}"
