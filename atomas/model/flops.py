@@ -130,6 +130,7 @@ def count_step_flops(
     smiles_lengths: Sequence[int] | NDArray[Any],
     *,
     queue: int = 0,
+    encoded_twice: bool = False,
 ) -> StepFlops:
     """FLOPs of one contrastive batch over all ranks together.
 
@@ -141,6 +142,7 @@ def count_step_flops(
         text_lengths: tokens of each of the B texts of all ranks.
         smiles_lengths: tokens of each of the B SMILES, in the same order.
         queue: pairs that the queue holds.
+        encoded_twice: gradient caching repeats encoder and levels, first without a graph.
     """
     text, smiles = np.asarray(text_lengths, dtype=np.int64), np.asarray(smiles_lengths, dtype=np.int64)
     loss, recomputed = config.loss, config.model.activation_checkpointing
@@ -161,6 +163,9 @@ def count_step_flops(
         decoder = sum(decoder_flops(sizes, source, target) for source, target in directions)
         parts["decoder"] = _trained(decoder, recomputed=recomputed)
         parts["lm_loss"] = _trained(sum(lm_head_flops(sizes, target) for _, target in directions))
+    if encoded_twice:
+        for name in {"encoder", "polymerisation", "importance"} & parts.keys():
+            parts[name] += PartFlops(redundant=parts[name].forward)
     return StepFlops(**parts)
 
 

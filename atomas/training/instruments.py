@@ -63,6 +63,7 @@ class Instruments:
             BackboneSizes.of_t5(session.engine.module.encoder.backbone.t5.config),
             device,
             peak_flops=float(of_all),
+            encoded_twice=session.micro_batches > 1,
         )
         try:
             with observed_by(meter.timer):

@@ -22,11 +22,18 @@ class StepMeter:
     """
 
     def __init__(
-        self, config: Config, sizes: BackboneSizes, device: torch.device, *, peak_flops: float
+        self,
+        config: Config,
+        sizes: BackboneSizes,
+        device: torch.device,
+        *,
+        peak_flops: float,
+        encoded_twice: bool,
     ) -> None:
-        """`peak_flops` is that of all ranks' devices together, per second."""
+        """`peak_flops` is that of all ranks' devices together, per second; `encoded_twice` as in counting FLOPs."""
         self.timer = StepTimer(device)
-        self._config, self._sizes, self._device, self._peak = config, sizes, device, peak_flops
+        self._config, self._sizes, self._device = config, sizes, device
+        self._peak, self._encoded_twice = peak_flops, encoded_twice
         self._lengths: list[Tensor] = []
         self._queues: list[int] = []
 
@@ -69,7 +76,9 @@ class StepMeter:
         """Rates from the lengths [B, 2] of text and SMILES of each batch of the step."""
         flops = sum(
             (
-                count_step_flops(self._config, self._sizes, *lengths.T, queue=queue)
+                count_step_flops(
+                    self._config, self._sizes, *lengths.T, queue=queue, encoded_twice=self._encoded_twice
+                )
                 for lengths, queue in zip(batches, self._queues, strict=True)
             ),
             StepFlops(),

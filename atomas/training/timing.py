@@ -70,8 +70,8 @@ class StepTimer(Observer):
 
 
 def _seconds_between(start: float | torch.cuda.Event, stop: float | torch.cuda.Event) -> float:
-    if isinstance(start, torch.cuda.Event):
-        milliseconds: float = start.elapsed_time(stop)
-        return milliseconds / 1000
-    assert not isinstance(stop, torch.cuda.Event)
+    if isinstance(start, torch.cuda.Event) and isinstance(stop, torch.cuda.Event):
+        return start.elapsed_time(stop) / 1000
+    assert isinstance(start, float)
+    assert isinstance(stop, float)
     return stop - start

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,12 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from atomas.config import Config, LossConfig, ModelConfig, MomentumConfig
 from atomas.model.atomas import AtomasModel
 from atomas.model.flops import BackboneSizes, PartFlops, StepFlops, cluster_counts, count_step_flops
-from atomas.model.momentum import global_loss
 from atomas.model.momentum_encoder import Momentum
 from atomas_kernels import dpc_knn, set_backend
 
 TEXT, SMILES = [14, 11, 20, 17], [9, 13, 5, 16]
 SIZES = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+
+_PER_SCORE = 2 * 4 * SIZES["num_heads"] * SIZES["d_kv"]  # two layers, two products of 2 I each
+CROSS_SCORES = _PER_SCORE * sum(n * m for n, m in zip(TEXT, SMILES, strict=True))
+UNREAD_SCORES = _PER_SCORE * sum(m * (m - 1) // 2 for m in SMILES)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,14 @@ def counted(run: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def expected(model: AtomasModel, *, queue: int = 0, loss: LossConfig | None = None, **keys: Any) -> StepFlops:
+def expected(
+    model: AtomasModel,
+    *,
+    queue: int = 0,
+    filled: int | None = None,
+    loss: LossConfig | None = None,
+    **keys: Any,
+) -> StepFlops:
     config = Config(
         model=ModelConfig(**{**SIZES, **keys}),
         loss=loss or LossConfig(),
@@ -41,7 +50,7 @@ def expected(model: AtomasModel, *, queue: int = 0, loss: LossConfig | None = No
     )
     sizes = BackboneSizes.of_t5(model.encoder.backbone.t5.config)
     assert sizes == BackboneSizes.of_model(config.model, sizes.vocabulary)
-    return count_step_flops(config, sizes, TEXT, SMILES, queue=queue)
+    return count_step_flops(config, sizes, TEXT, SMILES, queue=queue if filled is None else filled)
 
 
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
@@ -55,41 +64,42 @@ def test_backbone_as_torch_counts_it(make_model: Any, make_batch: Any, feed_forw
     step = counted(lambda: torch.cat(model.encoder.states(batch)).sum().backward())
     assert step == flops.encoder.forward + flops.encoder.backward
 
-    source, target = np.array(TEXT), np.array(SMILES)
-    of_score = 2 * 4 * SIZES["num_heads"] * SIZES["d_kv"]  # two layers, two products of 2 I each
-    cross = of_score * int((source * target).sum())
-    unread = of_score * int((target**2 - target * (target + 1) // 2).sum())
     states = torch.randn(sum(TEXT), backbone.width)
     decoded = counted(lambda: backbone.decode(states, batch.text.lengths, batch.smiles))
-    assert decoded == flops.decoder.forward - cross + unread
+    assert decoded == flops.decoder.forward - CROSS_SCORES + UNREAD_SCORES
     hidden = torch.randn(sum(SMILES), backbone.width, requires_grad=True)
     head = counted(lambda: backbone.t5.lm_head(hidden, batch.smiles.ids).backward())
-    assert head * 3 == 2 * (flops.lm_loss.forward + flops.lm_loss.backward)
+    assert head == flops.lm_loss.backward  # two of its three products
 
 
-def test_heads_as_torch_counts_them(make_model: Any, make_batch: Any) -> None:
+def test_levels_as_torch_counts_them(make_model: Any, make_batch: Any) -> None:
     model, batch = make_model(), make_batch(TEXT, SMILES)
-    flops = expected(model, queue=6)
+    flops = expected(model)
+    levels = flops.polymerisation + flops.importance
     states = [torch.randn(sum(lengths), 16, requires_grad=True) for lengths in (TEXT, SMILES)]
-    levels: list[Any] = []
 
     def hierarchy() -> None:
-        levels.append(model.alignment.text(states[0], batch.text.lengths))
-        levels.append(model.alignment.smiles(states[1], batch.smiles.lengths))
+        both = [
+            *model.alignment.text(states[0], batch.text.lengths),
+            *model.alignment.smiles(states[1], batch.smiles.lengths),
+        ]
+        torch.stack([level.tokens.sum() + level.weight.square().sum() for level in both]).sum().backward()
 
-    below = flops.polymerisation + flops.importance
-    assert counted(hierarchy) == below.forward
-    aligned = counted(lambda: model.alignment(*levels, None)["loss/hierarchical"].backward())
-    products = flops.interaction
-    assert aligned == products.forward + products.redundant + below.backward
+    assert counted(hierarchy) == levels.forward + levels.backward
 
+
+def test_a_step_as_torch_counts_it(make_model: Any, make_batch: Any) -> None:
+    """Beside the blind spots of the backbone, the counter sees the similarities of the recall, which are no loss."""
+    model, batch = make_model(token_budget=512), make_batch(TEXT, SMILES)
     momentum = Momentum(model.encoder, MomentumConfig(queue_size=6))
-    momentum.enqueue(batch, momentum.targets(batch))
     targets = momentum.targets(batch)
-    queries = [feature.detach().requires_grad_() for feature in model.encoder.features(batch)]
-    run = lambda: global_loss(*queries, targets, model.temperature, alpha=0.4, ignore=None).backward()  # noqa: E731
-    of_four = expected(model, queue=4).contrastive  # the queue of 6 holds one batch of 4
-    assert counted(run) == of_four.forward + of_four.backward
+    flops = expected(model, queue=6, filled=0)
+    step = counted(lambda: model(batch, targets)["loss"].backward())
+    recall = 2 * 2 * len(TEXT) ** 2 * 16
+    hidden = 3 * (UNREAD_SCORES - CROSS_SCORES) - flops.lm_loss.forward + recall
+    assert step == flops.hardware - flops.momentum.forward + hidden
+    without_graph = counted(lambda: momentum.targets(batch))  # attention takes the way that is not seen
+    assert without_graph == flops.momentum.forward - _PER_SCORE * sum(n**2 for n in TEXT + SMILES)
 
 
 def test_parts_follow_the_configuration(make_model: Any) -> None:
@@ -119,6 +129,14 @@ def test_recomputation_counts_for_the_hardware_only(make_model: Any) -> None:
     kept, recomputed = expected(model), expected(model, activation_checkpointing=True)
     assert recomputed.model == kept.model
     assert recomputed.hardware - kept.hardware == kept.encoder.forward + kept.decoder.forward
+
+    sizes = BackboneSizes.of_model(ModelConfig(), 100)
+    once, twice = (
+        count_step_flops(Config(), sizes, TEXT, SMILES, encoded_twice=cached) for cached in (False, True)
+    )
+    assert twice.model == once.model
+    again = once.encoder + once.polymerisation + once.importance
+    assert twice.hardware - once.hardware == again.forward
 
 
 def test_a_batch_over_ranks_is_the_batch(make_model: Any) -> None:
