@@ -115,7 +115,7 @@ def judge(board: Mapping[int, Seen], *, timeout: float, silence: float) -> Verdi
     if silent:
         told = (
             f"rank {rank} ({seen.status.host}) has not been seen for {seen.silent_seconds:.0f} s; "
-            f"it was in {seen.status.place}"
+            f"it was last in {seen.status.place}"
             for rank, seen in silent.items()
         )
         return Verdict(message="; ".join(told), guilty=tuple(silent))
@@ -218,7 +218,8 @@ class Watchdog:
         """Tell the others that this rank ends with `error`; where another one is the cause, end here and now."""
         self._failed_in = raised_in(error) or self.recorder.place()
         self._error = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        self._dump(self._error)
+        if self._verdict is None:  # otherwise this error only follows from it
+            self._dump(self._error)
         if self._world_size == 1:
             return
         if _is_lost_connection(error):

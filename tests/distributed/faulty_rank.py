@@ -1,0 +1,45 @@
+"""`atomas train` with a rank that dies, fails or hangs while it loads a certain batch.
+
+python -m tests.distributed.faulty_rank FAULT RANK BATCH train ...
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from atomas.cli import main
+from atomas.training.session import Session
+
+
+def strike(fault: str) -> None:
+    """What happens to the rank."""
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif fault == "sleep":
+        time.sleep(3600)
+    else:
+        raise ValueError("shard 7 is\nbroken")
+
+
+def main_with_fault(fault: str, rank: str, batch: str, *arguments: str) -> None:
+    """Run `atomas ARGUMENTS`; this rank's batch number BATCH, counted from 1, brings the fault."""
+    load = Session.batches
+
+    def batches(session: Session) -> Iterator[Any]:
+        loaded: Iterable[Any] = load(session)
+        for number, each in enumerate(loaded, 1):
+            if number == int(batch) and session.placement.rank == int(rank):
+                strike(fault)
+            yield each
+
+    Session.batches = batches  # type: ignore[method-assign]
+    main(arguments)
+
+
+if __name__ == "__main__":
+    main_with_fault(*sys.argv[1:])
