@@ -41,6 +41,7 @@ def train(config: Config) -> int:
         watch(config.run, placement) as watchdog,
     ):
         session = Session.open(config, placement, device)
+        watchdog.folder = session.run.attempt_path
         with Instruments.of(session) as instruments:
             return _run_steps(session, stop, instruments, watchdog)
 
@@ -82,8 +83,8 @@ def _run_steps(session: Session, stop: StopSignal, instruments: Instruments, wat
                 "stopped after step %d and saved: start the same command again to continue", session.step
             )
             return RESUME_EXIT_CODE
-        if evaluating or saving:
-            meter.begin()  # neither is part of a step
+        if evaluating or saving or session.step in config.training.traced:
+            meter.begin()  # none of it, nor writing a trace, is part of a step
     return 0
 
 

@@ -52,7 +52,7 @@ def test_every_metric_is_there(train: Trainer, tmp_path: Path) -> None:
     wanted = {
         "loss", "loss/global", "loss/hierarchical", "loss/level_0", "loss/level_1", "loss/level_2", "loss/lm",
         "recall/text_to_smiles", "recall/smiles_to_text", "temperature", "logit_scale", "learning_rate",
-        "gradient_norm", "tokens_per_second", "pairs_per_second", "peak_memory_mb", "data_wait_seconds", "samples",
+        "gradient_norm", "tokens_per_second", "pairs_per_second", "peak_memory_mb", "step_seconds", "mfu", "samples",
     }  # fmt: skip
     assert wanted <= record.keys()
     total = record["loss/global"] + record["loss/hierarchical"] + record["loss/lm"]
