@@ -2,11 +2,12 @@
 
 A checkpoint is written into `step_N.partial`, every rank its part; after a barrier rank 0 writes `manifest.json`
 with the size and SHA-256 of every file and renames the folder to `step_N`. So a folder of that name is complete,
-whenever the run was killed. DeepSpeed's own `latest` is not used: it is written before other ranks have finished.
+whenever the run was killed. Nothing of it is DeepSpeed's, whose files belong to one world size and one ZeRO stage, and
+whose save leaves the other ranks waiting where one cannot write.
 
     step_00000100/manifest.json     what is in here
                   trainer.json      step, position in the data, fingerprints, metrics
-                  engine/           DeepSpeed's files: weights, optimizer (one file per rank)
+                  shards/           fp32 masters, moments, momentum masters: one file per rank (`shard_files`)
                   rng/rank_0000.safetensors
                   queue.safetensors
                   model/            fp32 weights, online and momentum, configuration and tokenizer
@@ -31,14 +32,20 @@ FORMAT = "atomas-checkpoint/1"
 
 
 def save_checkpoint(
-    folder: Path, step: int, write_parts: Callable[[Path], None], *, device: torch.device
+    folder: Path,
+    step: int,
+    write_part: Callable[[Path], None],
+    write_rest: Callable[[Path], None],
+    *,
+    device: torch.device,
 ) -> Path:
     """Publish `folder/step_N`, on all ranks.
 
     Args:
         folder: the run's `checkpoints` folder.
         step: optimizer steps done.
-        write_parts: writes this rank's files below the path it is given; called on every rank.
+        write_part: writes this rank's files below the path it is given; called on every rank, not collective.
+        write_rest: called on rank 0 when all parts are there, which it may read.
         device: where the process group's tensors live.
 
     Raises:
@@ -54,7 +61,10 @@ def save_checkpoint(
             partial.mkdir(parents=True)
     try:
         with together(f"writing checkpoint {final.name}", device):
-            write_parts(partial)
+            write_part(partial)
+        with together(f"completing checkpoint {final.name}", device):
+            if rank() == 0:
+                write_rest(partial)
         with together(f"publishing checkpoint {final.name}", device):
             if rank() == 0:
                 publish(partial, final, step)

@@ -1,14 +1,13 @@
-"""DeepSpeed: its JSON generated from our configuration, its engine, and the fp32 weights behind it."""
+"""DeepSpeed: its JSON generated from our configuration, and its engine."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from atomas.config import Config
 from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
+from atomas.training.step import micro_batches_of
 from atomas.training.telemetry import logger
 
 
@@ -16,7 +15,7 @@ def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
     """The whole DeepSpeed configuration, every default that matters written out.
 
     Raises:
-        AtomasError: the world size does not divide B.
+        AtomasError: the world size does not divide B, or the micro-batch does not divide a rank's share.
     """
     if config.data.batch_size % world_size:
         legal = [w for w in range(1, config.data.batch_size + 1) if config.data.batch_size % w == 0]
@@ -36,11 +35,11 @@ def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         if stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    micro = config.data.batch_size // world_size
+    micro_batches = micro_batches_of(config, world_size)
     accumulation = config.training.gradient_accumulation_steps
     generated: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
+        "train_micro_batch_size_per_gpu": config.data.batch_size // world_size // micro_batches,
+        "gradient_accumulation_steps": accumulation * micro_batches,
         "train_batch_size": config.data.batch_size * accumulation,
         "gradient_clipping": config.optimizer.gradient_clipping,  # DeepSpeed clips at 1.0 where this is absent
         "bf16": {"enabled": config.training.precision == "bf16"},
@@ -93,24 +92,6 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
     """Set the rate of the next step in every group."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-def master_weights(engine: Any, config: Config) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter by name, in full shape and fp32, on every rank.
-
-    The source is the optimizer's fp32 partitions where the engine's weights are rounded (bf16, fp16) or partitioned
-    (stage 3): a collective call then, which all ranks must run to its end. Otherwise the weights themselves.
-    """
-    rounded = config.training.precision in ("bf16", "fp16")
-    if not rounded and config.deepspeed.zero_stage < 3:
-        yield from ((name, p.detach()) for name, p in engine.module.named_parameters())
-        return
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    for name, parameter in engine.module.named_parameters():
-        full = safe_get_full_fp32_param(parameter)
-        assert full is not None, f"{name} has no fp32 master"
-        yield name, full.detach()
 
 
 class GradientNorm:

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from atomas.data.tokenizer import AtomasTokenizer, resolve_tokenizer
 from atomas.distributed.agreement import from_rank_zero, together
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
-from atomas.model.momentum import Momentum
+from atomas.model.momentum_encoder import Momentum
 from atomas.training.checkpoint import newest_good_checkpoint, prune_checkpoints, save_checkpoint
-from atomas.training.engine import build_engine, deepspeed_json, master_weights
-from atomas.training.model_files import build_model, load_weights, write_model
+from atomas.training.engine import build_engine, deepspeed_json
+from atomas.training.model_files import build_model, write_model
 from atomas.training.run_directory import RunDirectory
+from atomas.training.shard_files import SavedShards, read_shard, write_shard
+from atomas.training.shards import OptimizerShard
+from atomas.training.step import micro_batches_of
 from atomas.training.telemetry import environment, logger, start_logging
 from atomas_kernels import active_backends, set_backend
 from atomas_launcher.placement import Placement
@@ -42,6 +46,7 @@ class Session:
     tokenizer: AtomasTokenizer
     stream: PairStream
     engine: Any
+    shard: OptimizerShard
     momentum: Momentum | None
     step: int = 0
     """Optimizer steps done; with the batch size, the position in the data."""
@@ -81,7 +86,15 @@ class Session:
         if config.momentum.enabled and config.loss.global_weight:
             autocast = torch.bfloat16 if config.training.precision.startswith("bf16") else None
             momentum = Momentum(model.encoder, config.momentum, autocast=autocast).to(device)
-        torch.manual_seed(config.run.seed + 1 + placement.rank)  # another dropout on every rank
+        engine = build_engine(config, model, placement.world_size)
+        shard = OptimizerShard(engine)
+        if momentum is not None:
+            momentum.shard(
+                shard.fragments,
+                replicated=shard.replicated,
+                layerwise=config.momentum.forward == "layerwise",
+            )
+        _seed_dropout(config.run.seed, 0, placement.rank)
         session = cls(
             config=config,
             placement=placement,
@@ -90,7 +103,8 @@ class Session:
             corpus=corpus,
             tokenizer=tokenizer,
             stream=stream,
-            engine=build_engine(config, model, placement.world_size),
+            engine=engine,
+            shard=shard,
             momentum=momentum,
         )
         session._resume()
@@ -124,27 +138,26 @@ class Session:
             max_smiles_tokens=config.longest_smiles,
         )
 
+    @property
+    def micro_batches(self) -> int:
+        """Passes into which this rank's pairs of a contrastive batch are cut."""
+        return micro_batches_of(self.config, self.placement.world_size)
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision over fp32 weights, where the configuration asks for it."""
         enabled = self.config.training.precision == "bf16_autocast"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def update_momentum(self) -> None:
-        """theta_m follows the weights that the last step left. Collective where those are sharded or rounded."""
+        """theta_m follows the fp32 weights that the last step left. Collective where those are sharded."""
         if self.momentum is not None:
-            self.momentum.update(dict(master_weights(self.engine, self.config)))
+            self.momentum.update(self.shard.masters)
 
     def save(self, *, is_best: bool) -> Path:
         """Publish a checkpoint of the present step and drop those that are no longer kept. Collective."""
-        weights = dict(master_weights(self.engine, self.config))
-        with contextlib.ExitStack() as stack:
-            stack.callback(weights.clear)
-            checkpoint = save_checkpoint(
-                self.run.checkpoints,
-                self.step,
-                lambda folder: self._write_parts(folder, weights),
-                device=self.device,
-            )
+        checkpoint = save_checkpoint(
+            self.run.checkpoints, self.step, self._write_part, self._write_rest, device=self.device
+        )
         with together("publishing the checkpoint", self.device):  # all stay until LATEST names it
             if self.placement.rank == 0:
                 self.run.point("LATEST", checkpoint)
@@ -155,18 +168,24 @@ class Session:
                 logger.info("saved %s%s", checkpoint, " (best so far)" if is_best else "")
         return checkpoint
 
-    def _write_parts(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-        self.engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+    def _write_part(self, folder: Path) -> None:
         rank = self.placement.rank
+        write_shard(folder, rank, self.shard, None if self.momentum is None else self.momentum.masters)
         random_state = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(self.device)
         (folder / "rng").mkdir(exist_ok=True)
         save_file(random_state, folder / "rng" / f"rank_{rank:04d}.safetensors")
-        if rank != 0:
-            return
-        slow = None if self.momentum is None else dict(self.momentum.named_parameters())
-        write_model(folder / "model", self.config, self._t5_config(), weights, slow, self.tokenizer)
+
+    def _write_rest(self, folder: Path) -> None:
+        with SavedShards.open(
+            folder
+        ) as saved:  # what the ranks have just written: nothing has to be gathered
+            weights = {name: saved.whole("master", name) for name in saved.names("master")}
+            slow = None
+            if self.momentum is not None:
+                slow = {name: saved.whole("momentum", name) for name in saved.names("momentum")}
+            write_model(folder / "model", self.config, self._t5_config(), weights, slow, self.tokenizer)
         if self.momentum is not None:
             save_file(dict(self.momentum.queue.named_buffers()), folder / "queue.safetensors")
         write_json(folder / "trainer.json", self._trainer_state())
@@ -178,6 +197,8 @@ class Session:
             * self.config.training.gradient_accumulation_steps
             * self.config.data.batch_size,
             "best_score": self.best_score,
+            "world_size": self.placement.world_size,
+            "loss_scale": self.shard.scale(),
             "queue": None if self.momentum is None else self.momentum.queue.get_extra_state(),
             "identity": self._identity(),
         }
@@ -190,9 +211,6 @@ class Session:
             "order": ORDER_VERSION,
             "corpus": self.corpus.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
-            "world size": self.placement.world_size,
-            "deepspeed.zero_stage": config.deepspeed.zero_stage,
-            "training.precision": config.training.precision,
             "training.gradient_accumulation_steps": config.training.gradient_accumulation_steps,
             "run.seed": config.run.seed,
             **{
@@ -209,7 +227,7 @@ class Session:
                 f"{section}.{key}": list(value) if isinstance(value, tuple) else value
                 for section in sections
                 for key, value in dataclasses.asdict(getattr(config, section)).items()
-                if key != "activation_checkpointing"
+                if key not in ("activation_checkpointing", "exchange", "forward")
             },
         }
 
@@ -226,21 +244,24 @@ class Session:
             )
         state = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
         _check_identity(state["identity"], self._identity(), checkpoint)
-        self.engine.load_checkpoint(str(checkpoint), tag="engine")
+        with together(f"reading {checkpoint.name}", self.device), SavedShards.open(checkpoint) as saved:
+            read_shard(saved, self.shard, None if self.momentum is None else self.momentum.masters)
+        self.shard.set_scale(state["loss_scale"])
+        self.shard.give_weights()
         if self.momentum is not None:
-            load_weights(
-                self.momentum,
-                load_file(checkpoint / "model" / "momentum.safetensors"),
-                source=str(checkpoint),
-            )
+            self.momentum.refresh()
             for name, value in load_file(checkpoint / "queue.safetensors").items():
                 getattr(self.momentum.queue, name).copy_(value)
             self.momentum.queue.set_extra_state(state["queue"])
-        random_state = load_file(checkpoint / "rng" / f"rank_{self.placement.rank:04d}.safetensors")
-        torch.set_rng_state(random_state["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(random_state["cuda"], self.device)
         self.step, self.best_score = state["step"], state["best_score"]
+        rank = self.placement.rank
+        if state["world_size"] == self.placement.world_size:
+            random_state = load_file(checkpoint / "rng" / f"rank_{rank:04d}.safetensors")
+            torch.set_rng_state(random_state["cpu"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(random_state["cuda"], self.device)
+        else:
+            _seed_dropout(self.config.run.seed, self.step, rank)
         logger.info("continuing %s at step %d", checkpoint, self.step)
 
     def _t5_config(self) -> Any:
@@ -264,6 +285,12 @@ def _open_run(config: Config, placement: Placement, device: torch.device) -> Run
     run = run or RunDirectory.open(config, is_rank_zero=False, attempt=attempt)
     start_logging(run.attempt_path / f"rank_{placement.rank:04d}.log", placement.rank)
     return run
+
+
+def _seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Another dropout on every rank, and another where a run goes on with other ranks."""
+    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def _set_kernels(backend: str) -> None:

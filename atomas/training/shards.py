@@ -1,0 +1,167 @@
+"""What this rank's optimizer holds: its fragments of the fp32 masters and of AdamW's moments, by parameter name.
+
+DeepSpeed keeps them differently for every ZeRO stage and precision; here they look alike, as views that can be read
+and written in place. Nothing in this file is collective, but for `OptimizerShard.give_weights`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atomas.distributed.collectives import rank, world_size
+from atomas.distributed.fragments import Fragment
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Names that torch gives to AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a fragment lies in a tensor that the optimizer steps, and under which it keeps its state."""
+
+    stepped: Tensor
+    offset: int
+    fragment: Fragment
+
+
+class OptimizerShard:
+    """The fragments of one rank. Their views stay valid as long as the engine lives."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._places = dict(_places(engine))
+        self.fragments = {name: place.fragment for name, place in self._places.items()}
+        """of every trainable parameter of which this rank holds a part"""
+        self.masters = {name: fragment.master for name, fragment in self.fragments.items()}
+        self.replicated = engine.zero_optimization_stage() == 0
+        """Every rank holds all of it, instead of a part of its own."""
+
+    def moments(self, name: str) -> dict[str, Tensor]:
+        """Both moments [n] of a fragment; empty before its first optimizer step."""
+        place = self._places[name]
+        state = self._state(place)
+        stop = place.offset + place.fragment.master.numel()
+        return {key: state[key].view(-1)[place.offset : stop] for key in MOMENTS if key in state}
+
+    def steps(self, name: str) -> int:
+        """Optimizer steps that a fragment has seen, which AdamW's bias correction depends on."""
+        return int(self._state(self._places[name]).get("step", 0))
+
+    def begin_at(self, name: str, steps: int) -> None:
+        """Make moments of a fragment where there are none yet, and let it have seen `steps` optimizer steps."""
+        place = self._places[name]
+        state = self._state(place)
+        if not state:
+            for key in MOMENTS:
+                state[key] = torch.zeros_like(place.stepped, requires_grad=False)
+        fused = self._engine.basic_optimizer.defaults["fused"]
+        # under ZeRO fragments share it: one of a parameter that had no gradient until now takes part from here on
+        steps = max(steps, int(state.get("step", 0)))
+        state["step"] = torch.tensor(float(steps), device=place.stepped.device if fused else "cpu")
+
+    def written_part(self, name: str) -> slice:
+        """Elements of this rank's fragment that it writes to a checkpoint: those that no other rank writes."""
+        count = self.masters[name].numel()
+        if not self.replicated:
+            return slice(0, count)
+        return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
+
+    @torch.no_grad()
+    def give_weights(self) -> None:
+        """Set the module's weights to the masters, rounded as the precision says. Collective."""
+        optimizer, named = self._engine.optimizer, dict(self._engine.module.named_parameters())
+        if hasattr(optimizer, "update_lp_params"):  # ZeRO 1 and 2
+            optimizer.update_lp_params()
+            return
+        for name, master in self.masters.items():
+            held = named[name].ds_tensor if hasattr(named[name], "ds_tensor") else named[name]
+            held.data.view(-1)[: master.numel()].copy_(master)
+        kept_whole = getattr(optimizer, "persistent_parameters", [])
+        if kept_whole:  # ZeRO 3 keeps small parameters gathered
+            kept_whole[0].partition(kept_whole)
+            kept_whole[0].all_gather(kept_whole)
+
+    def scale(self) -> dict[str, float]:
+        """State of the fp16 loss scale; empty in other precisions."""
+        scaler = self._scaler()
+        return {} if scaler is None else {key: getattr(scaler, key) for key in _SCALE if hasattr(scaler, key)}
+
+    def set_scale(self, saved: dict[str, float]) -> None:
+        """Counterpart of `scale`."""
+        scaler = self._scaler()
+        for key, value in saved.items():
+            if scaler is not None and hasattr(scaler, key):
+                setattr(scaler, key, value)
+
+    def _state(self, place: _Place) -> dict[str, Any]:
+        state: dict[str, Any] = self._engine.basic_optimizer.state[place.stepped]
+        return state
+
+    def _scaler(self) -> Any:
+        if not self._engine.fp16_enabled():
+            return None
+        optimizer = self._engine.optimizer
+        return getattr(optimizer, "loss_scaler", None) or optimizer.loss_scale_config
+
+
+_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def _places(engine: Any) -> Iterator[tuple[str, _Place]]:
+    optimizer = engine.optimizer
+    unsharded = _unsharded(optimizer)
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if hasattr(parameter, "ds_tensor"):
+            place = _zero_3(optimizer, parameter)
+        elif hasattr(parameter, "_hp_mapping"):
+            place = _zero_1_and_2(optimizer, parameter)
+        else:
+            stepped = unsharded[parameter]
+            place = _place(stepped, 0, tuple(parameter.shape), 0, parameter.numel())
+        if place is not None:
+            yield name, place
+
+
+def _place(stepped: Tensor, offset: int, shape: tuple[int, ...], start: int, length: int) -> _Place | None:
+    if length <= 0:
+        return None
+    master = stepped.detach().view(-1)[offset : offset + length]
+    return _Place(stepped, offset, Fragment(shape=shape, start=start, master=master))
+
+
+def _unsharded(optimizer: Any) -> dict[Tensor, Tensor]:
+    """Parameter -> what the optimizer steps: itself in fp32, an fp32 copy of it otherwise."""
+    if not hasattr(optimizer, "fp16_groups"):
+        return {p: p for group in optimizer.param_groups for p in group["params"]}
+    if not hasattr(optimizer, "fp32_groups"):
+        return {}
+    groups = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+    return {p: master for rounded, masters in groups for p, master in zip(rounded, masters, strict=True)}
+
+
+def _zero_1_and_2(optimizer: Any, parameter: Any) -> _Place | None:
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    flats = (
+        optimizer.fp32_groups_flat_partition
+        if hasattr(optimizer, "fp32_groups_flat_partition")
+        else optimizer.single_partition_of_fp32_groups
+    )
+    own, whole = mapping.hp_fragment_address, mapping.lp_fragment_address
+    flat = flats[mapping.param_group_index]
+    return _place(flat, own.start, tuple(parameter.shape), whole.start, own.numel)
+
+
+def _zero_3(optimizer: Any, parameter: Any) -> _Place | None:
+    group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    size = parameter.partition_numel()
+    start = rank() * size
+    length = min(size, parameter.ds_numel - start)  # the last ranks' partitions are padded
+    flat = optimizer.fp32_partitioned_groups_flat[group]
+    return _place(flat, offset, tuple(parameter.ds_shape), start, length)
