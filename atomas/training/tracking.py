@@ -64,7 +64,7 @@ class Records:
     def _open(self, key: str, package: str, kind: Any, *arguments: Any) -> None:
         if importlib.util.find_spec(package) is None:
             raise AtomasError(
-                f"tracking.{key} needs the package {package}, which is not installed: pip install 'atomas[tracking]'"
+                f"tracking.{key} needs the package {package}, which is not installed: pip install {package}"
             )
         try:
             self._dashboards[key] = kind(*arguments)
