@@ -46,7 +46,7 @@ def submit(command: Command) -> str:
     try:
         done = subprocess.run(
             command.arguments,
-            env=os.environ | command.environment,
+            env={**os.environ, **command.environment},
             capture_output=True,
             text=True,
             check=False,
@@ -92,7 +92,10 @@ def _start(command: Command, environ: dict[str, str]) -> "subprocess.Popen[bytes
     try:
         # in a group of its own, so that a terminal's Ctrl-C reaches it once, from us
         return subprocess.Popen(
-            command.arguments, env=environ | command.environment, stdin=subprocess.DEVNULL, process_group=0
+            command.arguments,
+            env={**environ, **command.environment},
+            stdin=subprocess.DEVNULL,
+            process_group=0,
         )
     except FileNotFoundError:
         raise LaunchError(f"there is no {command.arguments[0]} on this host") from None

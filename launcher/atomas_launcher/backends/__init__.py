@@ -2,19 +2,26 @@
 
 from collections.abc import Callable
 
-from atomas_launcher.backends import deepspeed, kubernetes, local, mpi, pbs, slurm, torchrun
+from atomas_launcher.backends.deepspeed import render as render_deepspeed
+from atomas_launcher.backends.kubernetes import render as render_kubernetes
+from atomas_launcher.backends.local import render as render_local
+from atomas_launcher.backends.mpi import render as render_mpi
+from atomas_launcher.backends.pbs import render as render_pbs
+from atomas_launcher.backends.slurm import render as render_slurm
+from atomas_launcher.backends.slurm import render_step
+from atomas_launcher.backends.torchrun import render as render_torchrun
 from atomas_launcher.job import JobSpec, Rendered
 from atomas_launcher.profile import ClusterProfile
 
 RENDERERS: dict[str, Callable[[JobSpec, ClusterProfile], Rendered]] = {
-    "local": local.render,
-    "torchrun": torchrun.render,
-    "deepspeed": deepspeed.render,
-    "slurm": slurm.render,
-    "srun": slurm.render_step,
-    "mpi": mpi.render,
-    "pbs": pbs.render,
-    "kubernetes": kubernetes.render,
+    "local": render_local,
+    "torchrun": render_torchrun,
+    "deepspeed": render_deepspeed,
+    "slurm": render_slurm,
+    "srun": render_step,
+    "mpi": render_mpi,
+    "pbs": render_pbs,
+    "kubernetes": render_kubernetes,
 }
 
 

@@ -69,7 +69,7 @@ def _train_job(job: JobSpec, profile: ClusterProfile) -> dict[str, Any]:
         "manager": _MANAGER,
         "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [replicated]}}},
     }
-    trainer = {
+    trainer: dict[str, Any] = {
         "image": profile.container.image,
         "command": _command(job, profile),
         "env": _variables(job, profile),

@@ -35,7 +35,12 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         "",
         *supervised(shlex.join(_step(job, profile)), _again(job)),
     )
-    command = ("sbatch", "--parsable", str(job.folder / SCRIPT))
+    if set(str(job.folder)) & set("%\\"):
+        raise LaunchError(
+            f"Slurm replaces % and backslashes in the path of its output, {str(job.folder)!r}; rename it"
+        )
+    # the output's name is relative to this folder, so that no directive has to quote it
+    command = ("sbatch", "--parsable", f"--chdir={job.folder}", str(job.folder / SCRIPT))
     return Rendered(files={SCRIPT: text}, commands=(Command(arguments=command),))
 
 
@@ -82,12 +87,11 @@ def _again(job: JobSpec) -> list[str]:
 
 def _options(job: JobSpec, profile: ClusterProfile) -> list[str]:
     limit = warned_time_limit(job, profile)
-    output = f"{str(job.folder).replace('%', '%%')}/slurm-{'%A_%a' if job.array else '%j'}.out"
     options = [
         ("job-name", job.name),
         ("nodes", str(job.nodes)),
         ("ntasks-per-node", str(job.gpus_per_node)),
-        ("output", output),
+        ("output", "slurm-%A_%a.out" if job.array else "slurm-%j.out"),
         ("open-mode", "append"),
         ("signal", f"B:USR1@{profile.warning_seconds}"),
     ]

@@ -1,0 +1,140 @@
+"""`atomas launch --backend slurm` on a real Slurm of two nodes: submit, status, logs, requeue, cancel."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.conftest import HOSTILE, Launch
+from tests.launcher.slurm_cluster import missing_programs, slurm_cluster
+
+pytestmark = pytest.mark.slow
+
+PROFILE = "backend: slurm\nwarning_seconds: 60\n"
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[dict[str, str]]:
+    missing = missing_programs()
+    if missing:
+        pytest.skip(f"needs Slurm and munge on this host; it lacks {', '.join(missing)}")
+    with slurm_cluster() as environ:
+        yield environ
+
+
+class Jobs:
+    """Launches on that Slurm."""
+
+    def __init__(self, launch: Launch, environ: dict[str, str]) -> None:
+        self.launch, self.environ = launch, environ
+
+    def submit(self, *options: str, run: Path, steps: int, more: tuple[str, ...] = ()) -> str:
+        """The id of a new job of two nodes, one process each."""
+        profile = self.launch.profile(PROFILE)
+        text = self(
+            "--cluster", str(profile), "--nodes=2", f"--run-directory={run}", *options, "--", "train", str(run),
+            str(steps), *more,
+        )  # fmt: skip
+        return text.split("submitted ")[1].split(":")[0]
+
+    def __call__(self, *options: str) -> str:
+        return self.launch(*options, environ=self.environ)
+
+    def until(self, condition: Callable[[], bool], job: str) -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if condition():
+                return
+            time.sleep(0.5)
+        raise TimeoutError(f"{self('status', job)}\n{self('logs', job)}")
+
+    def signal(self, job: str, *options: str) -> None:
+        subprocess.run(
+            ["scancel", *options, job.partition("-")[2]],
+            env=self.launch.environment(self.environ),
+            check=True,
+        )
+
+    def control(self, *options: str) -> None:
+        subprocess.run(["scontrol", *options], env=self.launch.environment(self.environ), check=True)
+
+    def state(self, job: str) -> str:
+        return self("status", job)
+
+
+@pytest.fixture
+def jobs(launch: Launch, slurm: dict[str, str]) -> Jobs:
+    return Jobs(launch, slurm)
+
+
+def step(run: Path) -> int:
+    """How far rank 0 is."""
+    path = run / "step_0"
+    return int(path.read_text(encoding="utf-8") or 0) if path.exists() else 0
+
+
+def test_a_job_with_hostile_names(jobs: Jobs) -> None:
+    run = jobs.launch.folder / "odd \"name\" $(touch pwned) 'x' #"
+    value = "$(touch pwned) `touch pwned` 'a' \"b\""
+    job = jobs.submit(f"--env=ODD={value}", "--env=PLAIN=1", run=run, steps=3, more=HOSTILE)
+    jobs.until(lambda: "COMPLETED" in jobs.state(job), job)
+    ranks = [json.loads((run / f"rank_{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    assert [each["rank"] for each in ranks] == [0, 1]
+    assert {each["world_size"] for each in ranks} == {2}
+    assert {each["launcher"] for each in ranks} == {"slurm"}
+    for each in ranks:
+        assert tuple(each["arguments"]) == HOSTILE
+        assert each["environment"]["ODD"] == value
+        assert each["environment"]["GLOO_SOCKET_IFNAME"] == each["environment"]["NCCL_SOCKET_IFNAME"]
+    assert "rank 0 of 2" in jobs("logs", job)
+    assert "attempt 1, step 3" in jobs.state(job)
+    assert not list(jobs.launch.folder.rglob("pwned"))
+
+
+def test_a_warning_saves_and_requeues(jobs: Jobs) -> None:
+    """What Slurm does before the time limit; the job then continues under its own number, in the same log."""
+    run = jobs.launch.run
+    job = jobs.submit(run=run, steps=60)
+    jobs.until(lambda: step(run) > 3, job)
+    jobs.signal(job, "--batch", "--signal=USR1")
+    jobs.until(lambda: "BeginTime" in jobs.state(job), job)
+    # Slurm waits two minutes before it starts a requeued job
+    jobs.control("update", f"JobId={job.partition('-')[2]}", "StartTime=now")
+    jobs.until(lambda: (run / "attempts" / "2").exists() and step(run) == 60, job)
+    jobs.until(lambda: "COMPLETED" in jobs.state(job), job)
+    output = jobs("logs", job)
+    assert "rank 0 saved at step" in output
+    assert "rank 1 saved at step" in output
+    assert output.count("rank 0 of 2") == 2
+
+
+def test_cancel_ends_the_job_and_lets_it_save(jobs: Jobs) -> None:
+    run = jobs.launch.run
+    job = jobs.submit(run=run, steps=2000)
+    jobs.until(lambda: step(run) > 3, job)
+    assert "RUNNING" in jobs.state(job)
+    jobs("cancel", job)
+    jobs.until(lambda: "CANCELLED" in jobs.state(job), job)
+    assert "rank 1 saved at step" in jobs("logs", job)
+    assert not (run / "attempts" / "2").exists()
+
+
+def test_a_kill_file_is_not_requeued(jobs: Jobs) -> None:
+    run = jobs.launch.run
+    job = jobs.submit(run=run, steps=2000)
+    jobs.until(lambda: step(run) > 3, job)
+    (run / "KILL").touch()
+    jobs.until(lambda: "FAILED, exit code 75" in jobs.state(job), job)
+    assert not (run / "attempts" / "2").exists()
+
+
+def test_an_array_is_a_chain(jobs: Jobs) -> None:
+    run = jobs.launch.run
+    job = jobs.submit("--array=1-2%1", run=run, steps=60)
+    jobs.until(lambda: step(run) > 3, job)
+    jobs.signal(f"slurm-{job.partition('-')[2]}_1", "--batch", "--signal=USR1")
+    jobs.until(lambda: step(run) == 60, job)
+    assert (run / "attempts" / "2").exists()
