@@ -1,129 +1,17 @@
 """Training runs of several processes in which a rank dies, fails or hangs, or the link between two hosts does."""
 
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from atomas.data.demo import build_demo_corpus
 from atomas.distributed.watchdog import LOST_RANK_EXIT_CODE
-from tests.training.conftest import SMALL, losses
-
-STEPS = 6
-STRIKES_AT = 4
-"""The batch at which the fault comes; the checkpoint before it is that of step 2."""
-TIMEOUT = 30
-"""Seconds that a collective may take; the start-up of a test on a busy machine stays below."""
-SILENCE = 6
-SLACK = 15
-"""Seconds beyond the limit: exchanges with the store, last words, and a busy machine."""
-LAUNCHER_VARIABLES = ("SLURM_", "OMPI_", "PMI", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_", "TORCHELASTIC_")
-
-
-@dataclass
-class Job:
-    """The processes of one run, by rank; each has its own group, and none outlives the test."""
-
-    processes: list["subprocess.Popen[str]"]
-    run: Path
-
-    def wait(self, *, but: Sequence[int] = (), seconds: float = 240) -> list[float]:
-        """Seconds after which each rank ended, from the first that did; ranks in `but` are not waited for."""
-        ends: dict[int, float] = {}
-        deadline = time.monotonic() + seconds
-        waited = [rank for rank in range(len(self.processes)) if rank not in but]
-        while len(ends) < len(waited):
-            assert time.monotonic() < deadline, f"ranks {set(waited) - set(ends)} go on; {self.errors()}"
-            for rank in waited:
-                if rank not in ends and self.processes[rank].poll() is not None:
-                    ends[rank] = time.monotonic()
-            time.sleep(0.1)
-        return [ends[rank] - min(ends.values()) for rank in waited]
-
-    def codes(self) -> list[int | None]:
-        return [process.returncode for process in self.processes]
-
-    def errors(self) -> str:
-        return "\n".join(self.stderr(rank)[-1500:] for rank in range(len(self.processes)))
-
-    def stderr(self, rank: int) -> str:
-        return (self.run.parent / f"{self.run.name}.stderr_{rank}").read_text()
-
-    def log(self, rank: int, attempt: int = 1) -> str:
-        return (self.run / f"attempts/{attempt}/rank_{rank:04d}.log").read_text()
-
-    def last_line(self, rank: int) -> str:
-        """What the rank's log ends with."""
-        return self.log(rank).splitlines()[-1]
-
-    def flight(self, rank: int) -> dict[str, object]:
-        return json.loads((self.run / f"attempts/1/flight_rank_{rank:04d}.json").read_text())
-
-
-@dataclass
-class Bench:
-    """Starts jobs in a folder with a corpus."""
-
-    folder: Path
-
-    def command(self, name: str, *options: str, fault: Sequence[object] = ()) -> list[str]:
-        module = ["tests.distributed.faulty_rank", *map(str, fault)] if fault else ["atomas"]
-        return [
-            sys.executable, "-m", *module, "train", *SMALL, f"--data.corpus={self.folder / 'corpus'}",
-            f"--run.output_dir={self.folder / 'runs'}", f"--run.name={name}", f"--training.max_steps={STEPS}",
-            "--checkpoint.every=2", f"--run.collective_timeout_seconds={TIMEOUT}",
-            f"--run.silence_timeout_seconds={SILENCE}", *options,
-        ]  # fmt: skip
-
-    @contextmanager
-    def job(
-        self, name: str, *options: str, ranks: int = 2, fault: Sequence[object] = (),
-        prefixes: Sequence[Sequence[str]] | None = None, environ: dict[str, str] | None = None,
-    ) -> Iterator[Job]:  # fmt: skip
-        """One process per rank, placed by torch's variables; `prefixes` come before each rank's command."""
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_VARIABLES)}
-        clean |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        clean |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), **(environ or {})}
-        job = Job(processes=[], run=self.folder / "runs" / name)
-        job.run.parent.mkdir(exist_ok=True)
-        try:
-            for rank in range(ranks):
-                placed = {**clean, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                prefix = prefixes[rank] if prefixes else ()
-                with (job.run.parent / f"{name}.stderr_{rank}").open("w") as errors:
-                    job.processes.append(
-                        subprocess.Popen(
-                            [*prefix, *self.command(name, *options, fault=fault)],
-                            env=placed,
-                            text=True,
-                            stdout=subprocess.DEVNULL,
-                            stderr=errors,
-                            start_new_session=True,
-                        )
-                    )
-            yield job
-        finally:
-            for process in job.processes:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-
-    def train(self, name: str, *options: str, ranks: int = 2) -> list[float]:
-        """Losses of a run, or of its continuation, in which nothing goes wrong."""
-        with self.job(name, *options, ranks=ranks) as job:
-            job.wait()
-            assert job.codes() == [0] * ranks, job.errors()
-        return losses(job.run)
+from tests.distributed.jobs import SILENCE, SLACK, STRIKES_AT, TIMEOUT, Bench
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +25,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def undisturbed(bench: Bench) -> list[float]:
     """Losses of two ranks that nothing happens to."""
     return bench.train("undisturbed")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def place(rank: int, what: str) -> str:
