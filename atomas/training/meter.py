@@ -40,7 +40,6 @@ class StepMeter:
     def begin(self) -> None:
         """Leave out what happened since the last step: call it where that was no part of training."""
         self.timer.lap()
-        memory_mb(self._device)
 
     def count(self, batch: PairBatch, queue: int) -> None:
         """One more batch of the step, still on the host; the momentum queue holds `queue` pairs."""

@@ -59,14 +59,13 @@ def environment(config_device: torch.device, world_size: int) -> dict[str, Any]:
 
 
 def memory_mb(device: torch.device) -> dict[str, float]:
-    """Peak memory in MiB since the last call.
+    """Peak memory in MiB since the start.
 
-    On CUDA `peak_memory_mb` is what tensors held and `reserved_memory_mb` what the allocator took from the device. On
-    the CPU `peak_memory_mb` is the resident memory of the process, and its peak since the start.
+    On CUDA `peak_memory_mb` is what tensors held and `reserved_memory_mb` what the allocator took from the device; on
+    the CPU `peak_memory_mb` is the resident memory of the process.
     """
     if device.type == "cuda":
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        torch.cuda.reset_peak_memory_stats(device)
         return {"peak_memory_mb": allocated / 2**20, "reserved_memory_mb": reserved / 2**20}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
