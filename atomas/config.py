@@ -28,7 +28,7 @@ class RunConfig:
     kernels: Literal["auto", "reference", "native", "triton"] = "auto"
     """Backend of the fused operators; an explicit one that cannot run is an error."""
     collective_timeout_seconds: float = 1800.0
-    """A collective, backward pass, optimizer step, checkpoint or wait for data that takes longer ends the run."""
+    """A collective, a pass, an optimizer step, a checkpoint or a wait for data that takes longer ends the run."""
     silence_timeout_seconds: float = 300.0
     """A rank that has said nothing for so long, once a second otherwise, counts as dead or stopped."""
 

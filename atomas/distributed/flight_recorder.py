@@ -14,8 +14,9 @@ from atomas.json_files import write_json
 from atomas.phases import Collective, Observer
 
 FORMAT = "atomas-flight/1"
-COMMUNICATING = ("communication", "backward", "optimizer", "checkpoint")
-"""Phases in which a rank can wait for others: our collectives, and those that DeepSpeed hides."""
+COMMUNICATING = ("communication", "encoder", "decoder", "momentum", "backward", "optimizer", "checkpoint")
+"""Phases in which a rank can wait for others: our collectives, and those of DeepSpeed, which under ZeRO 3 gathers
+weights wherever they are used."""
 _RAISED_IN = "raised in "
 
 
@@ -85,7 +86,9 @@ class FlightRecorder(Observer):
         error = sys.exception()
         if error is not None and raised_in(error) is None:
             error.add_note(_RAISED_IN + self.place())  # the stack is empty when the error reaches its handler
-        frame = self._stack.pop()
+        # not always the last: a thread beside the loop may be writing a checkpoint
+        innermost = max(i for i, frame in enumerate(self._stack) if frame.name == name)
+        frame = self._stack.pop(innermost)
         seconds = time.monotonic() - frame.started
         phases = self._steps[-1].phases
         phases[name] = phases.get(name, 0.0) + seconds - frame.inside

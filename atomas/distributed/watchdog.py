@@ -28,6 +28,7 @@ import torch.distributed as dist
 from atomas.config import RunConfig
 from atomas.distributed.agreement import from_rank_zero
 from atomas.distributed.flight_recorder import COMMUNICATING, FlightRecorder, raised_in
+from atomas.errors import AtomasError
 from atomas.phases import observed_by
 from atomas_launcher.placement import Placement
 
@@ -185,16 +186,19 @@ class Watchdog:
             self._start(placement)
 
     def _start(self, placement: Placement) -> None:
-        patience = timedelta(seconds=self._timeout)
+        patience = timedelta(seconds=self._silence)
+        address = placement.address
         if self._rank == 0:
-            self._store = dist.TCPStore(
-                placement.address, 0, is_master=True, wait_for_workers=False, timeout=patience
-            )
+            self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=patience)
         port = from_rank_zero(self._store.port if self._rank == 0 else None)
         if self._rank != 0:
-            self._store = dist.TCPStore(
-                placement.address, port, is_master=False, wait_for_workers=False, timeout=patience
-            )
+            try:
+                self._store = dist.TCPStore(address, port, wait_for_workers=False, timeout=patience)
+            except RuntimeError as error:
+                raise AtomasError(
+                    f"rank {self._rank} cannot reach the watchdog of rank 0 at {address}:{port}; "
+                    f"processes of a job need free ports between their hosts: {error}"
+                ) from None
         # keys of all ranks are there before anyone reads them
         self._store.set(_key(self._rank), self._status_text())
         if self._rank == 0:
@@ -276,10 +280,13 @@ class Watchdog:
                 return
             for rank, text in zip(self._peers, texts, strict=True):
                 self._read(rank, text)
-            if self._rank != 0 and verdict:
-                found = json.loads(verdict)
-                self._verdict = Verdict(**{**found, "guilty": tuple(found["guilty"])})
             self._beat += 1
+            if self._rank != 0:
+                if verdict:
+                    found = json.loads(verdict)
+                    self._verdict = Verdict(**{**found, "guilty": tuple(found["guilty"])})
+                if verdict or self._seen[0][0].state == "failed":
+                    return  # rank 0 is about to leave, and its store with it
             self._wake.wait(_INTERVAL)
             self._wake.clear()
 
