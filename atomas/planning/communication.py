@@ -132,8 +132,6 @@ def _losses(work: Workload) -> list[Traffic]:
         items.append(
             Traffic("columns of the scores", "all_reduce", aligned * 3 * 4 * work.batch, 2 * aligned)
         )
-    if work.written:
-        items.append(Traffic("number of target tokens", "all_gather", 8 * len(work.written)))
     return items
 
 
@@ -166,9 +164,15 @@ def _tokens(work: Workload) -> list[Traffic]:
 
 
 def _momentum(work: Workload, stage: int) -> list[Traffic]:
-    """The replica is filled from the masters' parts."""
+    """The replica is filled from the masters' parts, each padded to the largest: see `Workload.slow_share`."""
     if not work.has_momentum or not stage:
         return []
-    size = 2 if work.config.training.precision.startswith("bf16") else 4
-    part = size * work.parameters.slow / work.ranks
+    part = work.momentum_bytes * work.slow_share(stage)
+    if stage == 3 and work.config.momentum.forward == "layerwise":
+        passes = -(-work.pairs // work.micro_pairs) * work.config.training.gradient_accumulation_steps
+        return [
+            Traffic(
+                "momentum weights, forward", "all_gather", passes * part, work.t5.backbone.layers * passes
+            )
+        ]
     return [Traffic("momentum replica", "all_gather", part)]

@@ -124,19 +124,18 @@ def _largest(work: Workload) -> float:
 
 
 def _momentum(work: Workload, stage: int) -> list[Component]:
-    """float32 masters, sharded as the optimizer is; a replica in the dtype of its forward pass; the queue."""
+    """What runs, whole or in pieces; float32 masters, sharded as the optimizer is; the queue.
+
+    In float32 the masters are a part of what runs.
+    """
     if not work.has_momentum:
         return []
-    slow = work.parameters.slow
-    rounded = work.config.training.precision.startswith("bf16")
-    components = []
-    if stage == 0 and not rounded:
-        components.append(Component("momentum weights", 4 * slow, "always"))
-    else:
-        components += [
-            Component("momentum masters", 4 * slow / (work.ranks if stage else 1), "always"),
-            Component("momentum replica", (2 if rounded else 4) * slow, "always"),
-        ]
+    size, share = work.momentum_bytes, work.slow_share(stage)
+    layerwise = stage == 3 and work.config.momentum.forward == "layerwise"
+    components = [
+        Component("momentum weights", size * (share if layerwise else work.parameters.slow), "always"),
+        Component("momentum masters", 4 * share if size != 4 else 0, "always"),
+    ]
     pair = 2 * (4 * work.width + 8)
     components.append(Component("queue", work.config.momentum.queue_size * pair, "always"))
     return components

@@ -105,6 +105,22 @@ class Workload:
         return 2 if self.config.training.precision in ("bf16", "fp16") else 4
 
     @property
+    def momentum_bytes(self) -> int:
+        """Of a weight that the momentum copy's forward pass reads."""
+        return 2 if self.config.training.precision.startswith("bf16") else 4
+
+    def slow_share(self, stage: int) -> float:
+        """Most parameters of the momentum copy of which one rank holds the masters.
+
+        Stage 3 shares every parameter; stages 1 and 2 cut the row of all parameters, of which the copy's come first.
+        """
+        if stage == 0:
+            return self.parameters.slow
+        if stage == 3:
+            return self.parameters.slow / self.ranks
+        return min(self.parameters.slow, self.parameters.total / self.ranks)
+
+    @property
     def has_momentum(self) -> bool:
         """Whether there is a momentum copy."""
         return bool(self.config.momentum.enabled and self.config.loss.global_weight)

@@ -49,5 +49,5 @@ def test_sizes_of_a_pretrained_folder(tmp_path: Path) -> None:
     assert (t5.backbone.inner, t5.backbone.decoder_layers, t5.backbone.vocabulary) == (8, 3, 60)
     assert t5.backbone.gated
     assert t5.tied
-    with pytest.raises(AtomasError, match="no T5 config.json"):
+    with pytest.raises(AtomasError, match="no T5"):
         T5Sizes.of_model(ModelConfig(pretrained=str(tmp_path / "none")), 50)
