@@ -17,7 +17,7 @@ from atomas.config import ModelConfig
 from atomas.data.batching import RaggedTokens, split_groups
 from atomas.distributed.collectives import all_gather_sizes
 from atomas.errors import AtomasError
-from atomas.model.layers import RMSNorm, full_precision
+from atomas.model.layers import Dropout, RMSNorm, full_precision
 from atomas.model.ragged import positions
 from atomas.phases import phase
 from atomas_kernels import distance_buckets, lm_cross_entropy, packed_attention
@@ -43,7 +43,7 @@ class Backbone(nn.Module):
         super().__init__()
         if hasattr(t5, "lm_head"):
             t5.lm_head = LanguageModelHead.around(t5.lm_head)
-        _replace_norms(t5)
+        _replace_layers(t5)
         self.t5 = t5
         self.token_budget = token_budget
         self.activation_checkpointing = activation_checkpointing
@@ -129,12 +129,14 @@ class Backbone(nn.Module):
         return targets.ids.roll(1).masked_fill(first, config.pad_token_id if start is None else start)
 
 
-def _replace_norms(t5: Any) -> None:
-    """Put norms of ours, with the same weights and names, in place of T5's."""
+def _replace_layers(t5: Any) -> None:
+    """Put layers of ours, with the same weights and names, in place of T5's norms and dropouts."""
     for parent in list(t5.modules()):
         for name, child in parent.named_children():
             if isinstance(child, T5LayerNorm):
                 setattr(parent, name, RMSNorm(child.weight, t5.config.layer_norm_epsilon))
+            elif isinstance(child, nn.Dropout):
+                setattr(parent, name, Dropout(child.p))
 
 
 def _parts(flat: Tensor, lengths: Tensor, passes: list[int]) -> list[_Flat]:

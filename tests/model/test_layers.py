@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from atomas.model.layers import LayerNorm, Linear, RMSNorm, SequenceConvolution
+from atomas.model.layers import Dropout, LayerNorm, Linear, RMSNorm, SequenceConvolution
 from atomas.model.ragged import positions
 
 
@@ -67,3 +67,27 @@ def test_rms_norm_in_bf16_rounds_once(inputs: torch.dtype) -> None:
     theirs = T5LayerNorm(512, eps=1e-6).to(torch.bfloat16)
     theirs.load_state_dict({"weight": weight})
     assert not ((theirs(x).double() - exact).abs() <= exact.abs() * (2**-8 * 1.001)).all()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean_and_drops_at_its_rate(rate: float) -> None:
+    torch.manual_seed(0)
+    x = torch.full((999, 1001), 3.0, requires_grad=True)
+    out = Dropout(rate)(x)
+    kept = out != 0
+    share = kept.double().mean().item()
+    deviation = (rate * (1 - rate) / x.numel()) ** 0.5
+    assert abs(share - (1 - rate)) < 5 * deviation
+    # Neighbours are decided by one random number: they must not be decided alike.
+    both = (kept[:, 1:] & kept[:, :-1]).double().mean().item()
+    assert abs(both - (1 - rate) ** 2) < 10 * deviation
+    assert_close(out[kept], torch.full_like(out[kept], 3 / (1 - rate)), rtol=2**-12, atol=0)
+    out.sum().backward()
+    assert_close(x.grad, out.detach() / 3)
+
+
+def test_dropout_is_off_in_evaluation_and_at_rate_zero() -> None:
+    x = torch.randn(5, 3)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert not Dropout(1.0)(x).any()
