@@ -53,7 +53,9 @@ def _metadata(job: JobSpec, profile: ClusterProfile) -> dict[str, Any]:
 
 def object_name(job: JobSpec) -> str:
     """A name as Kubernetes takes it, other than that of any other job: a-z, 0-9 and -, at most 40 characters."""
-    plain = re.sub(r"[^a-z0-9]+", "-", f"{job.name[:24]}-{job.identifier.rpartition('-')[2][:12]}".lower()).strip("-")
+    plain = re.sub(
+        r"[^a-z0-9]+", "-", f"{job.name[:24]}-{job.identifier.rpartition('-')[2][:12]}".lower()
+    ).strip("-")
     return plain if plain[:1].isalpha() else f"a-{plain}"
 
 

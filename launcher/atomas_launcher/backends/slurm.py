@@ -58,12 +58,11 @@ def supervised(command: str, again: list[str]) -> list[str]:
         again: lines that start the job again, run where it has saved and been told to stop, and not been cancelled.
     """
     return [
-        "cancelled=",
+        "child= cancelled= status=",
+        """trap '[ -z "$child" ] || kill -USR1 "$child"' USR1""",
+        """trap 'cancelled=yes; [ -z "$child" ] || kill -TERM "$child"' TERM""",
         f"{command} &",
         "child=$!",
-        """trap 'kill -USR1 "$child"' USR1""",
-        """trap 'cancelled=yes; kill -TERM "$child"' TERM""",
-        "status=",
         "# a signal ends `wait` early, so until the command itself has ended",
         'while kill -0 "$child" 2>/dev/null; do wait "$child"; status=$?; done',
         'wait "$child" 2>/dev/null; ended=$?; [ "$ended" -eq 127 ] || status=$ended',
