@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +42,12 @@ class RaggedTokens:
             ids=self.ids.to(device, non_blocking=True), lengths=self.lengths.to(device, non_blocking=True)
         )
 
+    def split(self, counts: list[int]) -> list["RaggedTokens"]:
+        """Consecutive parts of `counts` sequences each."""
+        parts = self.lengths.split(counts)
+        ids = self.ids.split([int(part.sum()) for part in parts])
+        return [RaggedTokens(ids=own, lengths=part) for own, part in zip(ids, parts, strict=True)]
+
     def pin_memory(self) -> "RaggedTokens":
         """The same tokens in page-locked memory; the loader calls this where there is CUDA."""
         return RaggedTokens(ids=self.ids.pin_memory(), lengths=self.lengths.pin_memory())
@@ -73,6 +79,25 @@ class PairBatch:
             text_id=self.text_id.to(device, non_blocking=True),
             sample_id=self.sample_id.to(device, non_blocking=True),
         )
+
+    def split(self, count: int) -> list["PairBatch"]:
+        """`count` consecutive, nearly equal parts, which are those of `Partition.chunk`."""
+        if count == 1:
+            return [self]
+        bounds = [len(self) * number // count for number in range(count + 1)]
+        counts = [stop - start for start, stop in pairwise(bounds)]
+        parts = zip(
+            self.text.split(counts),
+            self.smiles.split(counts),
+            self.molecule_id.split(counts),
+            self.text_id.split(counts),
+            self.sample_id.split(counts),
+            strict=True,
+        )
+        return [
+            PairBatch(text=text, smiles=smiles, molecule_id=molecule, text_id=text_id, sample_id=sample)
+            for text, smiles, molecule, text_id, sample in parts
+        ]
 
     def pin_memory(self) -> "PairBatch":
         """The same batch in page-locked memory; the loader calls this where there is CUDA."""

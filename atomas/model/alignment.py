@@ -1,23 +1,32 @@
 """Hierarchical adaptive alignment: every level of every text against every molecule (method section 3).
 
-Each rank clusters its own b pairs and scores its own texts against the molecules of all ranks; the [b, B]
-blocks are gathered, and every rank closes the same loss over [B, B]. With the exact gather and averaged
-gradients this is the gradient of the global batch.
+Each rank clusters its own b pairs and scores their texts against the molecules of all ranks, or their molecules
+against all texts, whichever has fewer tokens to send. Of its [b, B] block it closes the rows, and with the other ranks
+the columns; with exact gradients of what was sent, averaged over the ranks, this is the gradient of the global batch.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from atomas.config import LossConfig, ModelConfig
-from atomas.distributed.collectives import world_size
+from atomas.distributed.collectives import all_gather_rows
 from atomas.distributed.gather import gather_rows
+from atomas.distributed.own_block import OwnBlock, own_block_info_nce
+from atomas.distributed.partition import Partition
+from atomas.model.encoder import Modality
+from atomas.model.global_batch import GlobalBatch
 from atomas.model.layers import Linear, at_least_float32, full_precision
 from atomas.model.polymerization import Polymerization
-from atomas_kernels import info_nce, segment_softmax, token_interaction
+from atomas.model.tiles import Side, TiledLevel, join_rows, split_rows, tiled_info_nce
+from atomas.phases import phase
+from atomas_kernels import segment_softmax, token_interaction
+
+Modal = TypeVar("Modal")
+"""What stands for one modality."""
 
 
 class Level(NamedTuple):
@@ -31,6 +40,11 @@ class Level(NamedTuple):
     """[T] importance, sums to 1 over each sequence; None where the level is passed through but not aligned"""
     assignment: Tensor | None
     """[tokens of the level below] int64, the number of the cluster each of them joined; None at level 0"""
+
+    def rows(self) -> Tensor:
+        """[T, D + 1]: tokens and weight."""
+        assert self.weight is not None
+        return join_rows(self.tokens, self.weight)
 
 
 class Hierarchy(nn.Module):
@@ -57,7 +71,8 @@ class Hierarchy(nn.Module):
         levels = []
         for number in range(len(self.polymerizations) + 1):
             if number:
-                step = self.polymerizations[number - 1](tokens, lengths)
+                with phase("polymerisation"):
+                    step = self.polymerizations[number - 1](tokens, lengths)
                 tokens, lengths, assignment = step.tokens, step.lengths, step.assignment
             weight = None
             if str(number) in self.importance:
@@ -83,49 +98,76 @@ class HierarchicalAlignment(nn.Module):
 
     def __init__(self, width: int, model: ModelConfig, loss: LossConfig) -> None:
         super().__init__()
-        self.level_weights = loss.level_weights
+        self.level_weights = {level: weight for level, weight in enumerate(loss.level_weights) if weight}
+        """of the levels that are aligned"""
+        self.exchange = loss.exchange
+        self.false_negatives = loss.false_negatives
         self.text = Hierarchy(width, model, loss.level_weights)
         self.smiles = Hierarchy(width, model, loss.level_weights)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(loss.logit_scale)]))
 
-    def forward(
-        self, text: list[Level], smiles: list[Level], negative_mask: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Loss of the global batch from the levels of this rank's b pairs.
+    def hierarchy(self, modality: Modality) -> Hierarchy:
+        """The levels of one modality."""
+        return self.text if modality == "text" else self.smiles
+
+    def scale(self) -> Tensor:
+        """[1], the inverse temperature."""
+        return at_least_float32(self.logit_scale).exp()
+
+    def forward(self, text: list[Level], smiles: list[Level], everyone: GlobalBatch) -> dict[str, Tensor]:
+        """Loss of the global batch from the levels of this rank's b pairs. Collective.
 
         Args:
             text: levels of the texts.
             smiles: levels of the molecules, in the same order.
-            negative_mask: [B, B] bool; True leaves a pair out of the negatives. None keeps all.
+            everyone: the pairs of all ranks.
 
         Returns:
-            Scalars, the same on every rank: `loss/hierarchical`, `logit_scale`, and of every level with a
-            weight `loss/level_l` and `recall/level_l` (in-batch R@1, mean of both directions).
+            Scalars, whose means over ranks are those of the global batch: `loss/hierarchical`, `logit_scale`, and
+            of every level with a weight `loss/level_l` and `recall/level_l` (in-batch R@1, mean of both
+            directions; ties are lost).
         """
-        scale = at_least_float32(self.logit_scale).exp()
-        total = torch.zeros_like(scale[0])
-        parts: dict[str, Tensor] = {}
-        for number, weight in enumerate(self.level_weights):
-            if not weight:
-                continue
-            scores = gather_rows(interaction(text[number], gather_level(smiles[number])), what="scores")
-            loss = info_nce(scores, scale, negative_mask=negative_mask)
-            total = total + weight * loss
-            parts[f"loss/level_{number}"] = loss.detach()
-            own = torch.arange(len(scores), device=scores.device)
-            recalls = [recall_at_1(view, own, negative_mask) for view in (scores, scores.T)]
-            parts[f"recall/level_{number}"] = torch.stack(recalls).mean()
-        return {"loss/hierarchical": total, **parts, "logit_scale": scale.squeeze(0)}
+        scale = self.scale()
+        lengths = gather_lengths(
+            {n: (text[n].lengths, smiles[n].lengths) for n in self.level_weights}, everyone
+        )
+        found = {}
+        for number in self.level_weights:
+            (own, own_lengths), (sent, sent_lengths) = larger_first(
+                text[number], smiles[number], lengths[number]
+            )
+            block = OwnBlock(scale, everyone.partition, everyone.related, self.false_negatives)
+            what = f"tokens of level {number}"
+            with phase("interaction"):
+                if self.exchange == "ring" and everyone.partition.world_size > 1:
+                    rows = own.rows(), sent.rows()
+                    sides = Side.whole(rows[0], own_lengths), Side.whole(rows[1], sent_lengths)
+                    tiles = TiledLevel(*sides, block, self.exchange, what=what)
+                    found[number] = tiled_info_nce(*rows, scale, tiles)
+                else:
+                    others = gather_level(sent, sent_lengths, everyone.partition, what=what)
+                    found[number] = own_block_info_nce(interaction(own, others), scale, block)
+        return self.total(found) | {"logit_scale": scale.squeeze(0)}
+
+    def total(self, found: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Loss and recall of every level -> scalars under their names, with their weighted sum."""
+        weighted = [self.level_weights[number] * loss for number, (loss, _) in found.items()]
+        parts = {"loss/hierarchical": torch.stack(weighted).sum()}
+        for number, (loss, recall) in found.items():
+            parts |= {f"loss/level_{number}": loss.detach(), f"recall/level_{number}": recall}
+        return parts
 
     def scores(self, text: list[Level], smiles: list[Level]) -> Tensor:
         """Score [A, C] of every text with every molecule: the levels' S, averaged by their weight."""
-        weights = {number: weight for number, weight in enumerate(self.level_weights) if weight}
-        total = sum(weight * interaction(text[n], smiles[n]) for n, weight in weights.items())
-        return torch.as_tensor(total) / sum(weights.values())
+        total = sum(weight * interaction(text[n], smiles[n]) for n, weight in self.level_weights.items())
+        return torch.as_tensor(total) / sum(self.level_weights.values())
 
 
 def interaction(text: Level, smiles: Level) -> Tensor:
-    """Weighted token interaction S [A, C] of A texts with C molecules of one level (method section 3.2)."""
+    """Weighted token interaction S [A, C] of A texts with C molecules of one level (method section 3.2).
+
+    S is the mean of both directions, so the sides may be exchanged: S(smiles, text) is the transpose.
+    """
     assert text.weight is not None
     assert smiles.weight is not None
     with full_precision(text.tokens.device):
@@ -134,17 +176,35 @@ def interaction(text: Level, smiles: Level) -> Tensor:
         )
 
 
-def gather_level(level: Level) -> Level:
-    """The level of all ranks' sequences, with gradient; every rank must hold the same number of sequences."""
-    ranks = world_size()
-    if ranks == 1:
+def gather_lengths(
+    own: Mapping[int, tuple[Tensor, Tensor]], everyone: GlobalBatch
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """[b] lengths of this rank's texts and SMILES at some levels -> [B] of all ranks', in one collective."""
+    rows = torch.stack([lengths for both in own.values() for lengths in both], dim=1)
+    columns = all_gather_rows(rows, everyone.partition.sizes, "lengths of the levels").unbind(1)
+    return {number: (columns[2 * place], columns[2 * place + 1]) for place, number in enumerate(own)}
+
+
+def larger_first(text: Modal, smiles: Modal, lengths: tuple[Tensor, Tensor]) -> list[tuple[Modal, Tensor]]:
+    """Both modalities, each with its [B] lengths; the one with fewer tokens, cheaper to send, comes last."""
+    sides = [(text, lengths[0]), (smiles, lengths[1])]
+    return sorted(sides, key=lambda side: -int(side[1].sum()))
+
+
+def gather_level(level: Level, lengths: Tensor, partition: Partition, *, what: str) -> Level:
+    """The level of all ranks' sequences, with gradient.
+
+    Args:
+        level: of this rank's sequences.
+        lengths: [B] of all ranks'.
+        partition: which of them are on which rank.
+        what: name of what is gathered, for people.
+    """
+    if partition.world_size == 1:
         return level
-    assert level.weight is not None
-    lengths = gather_rows(level.lengths, [len(level.lengths)] * ranks, what="lengths")
-    sizes = lengths.unflatten(0, (ranks, -1)).sum(dim=1).tolist()
-    # One collective for both: the weight rides as a last column.
-    packed = gather_rows(torch.cat([level.tokens, level.weight[:, None]], dim=1), sizes, what="tokens")
-    return Level(tokens=packed[:, :-1], lengths=lengths, weight=packed[:, -1], assignment=None)
+    sizes = [int(part.sum()) for part in lengths.split(list(partition.sizes))]
+    tokens, weight = split_rows(gather_rows(level.rows(), sizes, what=what))
+    return Level(tokens=tokens, lengths=lengths, weight=weight, assignment=None)
 
 
 @torch.no_grad()

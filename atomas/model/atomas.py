@@ -1,21 +1,24 @@
 """The whole model: a batch of pairs to the losses of method section 5."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from atomas.config import LossConfig, ModelConfig
 from atomas.data.batching import PairBatch, RaggedTokens
-from atomas.distributed.collectives import all_gather_sizes
+from atomas.distributed.collectives import all_reduce
 from atomas.errors import AtomasError
 from atomas.model.alignment import HierarchicalAlignment, Level, recall_at_1
 from atomas.model.backbone import Backbone, build_t5
 from atomas.model.encoder import DualEncoder, Modality
+from atomas.model.global_batch import GlobalBatch
 from atomas.model.layers import at_least_float32, full_precision
-from atomas.model.momentum import Identities, Keys, MomentumTargets, global_loss, own_columns
+from atomas.model.momentum import Keys, MomentumTargets, global_loss
 from atomas.model.pooling import build_pooler
+from atomas.phases import phase
 
 TEMPERATURE_RANGE = (0.001, 0.5)
 
@@ -28,6 +31,29 @@ class Embedding:
     """[B, D] global features, L2-normalised: rank by their inner product"""
     levels: list[Level]
     """For a re-ranking by `AtomasModel.rerank_scores`; empty where the model has no hierarchy"""
+
+
+class Representation(NamedTuple):
+    """What the losses read of b pairs. A tuple, because ZeRO stage 3 looks for tensors in what a module returns."""
+
+    text_states: Tensor
+    """[T_t, D] encoder states"""
+    smiles_states: Tensor
+    """[T_s, D] encoder states"""
+    features: dict[Modality, Tensor]
+    """[b, D] global features; empty where there is no global loss"""
+    levels: dict[Modality, list[Level]]
+    """Empty where the model has no hierarchy"""
+
+
+class MicroBatch(Protocol):
+    """A part of a global batch whose contrastive losses are known already."""
+
+    everyone: GlobalBatch
+
+    def surrogate(self, found: Representation) -> Tensor:
+        """Scalar that has their gradient through this part."""
+        ...
 
 
 class AtomasModel(nn.Module):
@@ -79,12 +105,19 @@ class AtomasModel(nn.Module):
                 )
             self.alignment = HierarchicalAlignment(width, model, loss)
 
-    def forward(self, batch: PairBatch, targets: MomentumTargets | None = None) -> dict[str, Tensor]:
-        """Losses of this rank's b pairs within the global batch of B.
+    def forward(
+        self,
+        batch: PairBatch,
+        targets: MomentumTargets | None = None,
+        cached: "MicroBatch | None" = None,
+    ) -> dict[str, Tensor]:
+        """Losses of this rank's b pairs within the global batch of B. Collective.
 
         Args:
-            batch: b pairs; every rank holds the same number.
+            batch: b pairs.
             targets: what `Momentum.targets` made of this batch; None contrasts with the batch's own features.
+            cached: given where `batch` is one micro-batch of a global batch whose contrastive losses are known
+                already, see `GradientCache`; `targets` are not read then.
 
         Returns:
             Scalars; the mean of each over ranks is that of the global batch. `loss` is the weighted total and
@@ -93,24 +126,50 @@ class AtomasModel(nn.Module):
             task `both` also `loss/genmol` and `loss/gentext`), `recall/text_to_smiles` and
             `recall/smiles_to_text` (in-batch R@1 of the global features), `recall/level_l`, `temperature`,
             `logit_scale`. A part without weight is absent.
+
+            With `cached`, `loss` has the micro-batch's part of that gradient and no meaning as a number, and what
+            else is returned, of the decoder alone, is to be summed over the micro-batches.
         """
-        text, smiles = self.encoder.states(batch)
-        parts: dict[str, Tensor] = {}
-        if self.loss.global_weight or self.alignment is not None:
-            everyone = Identities.of_all_ranks(batch)
-        if self.loss.global_weight:
-            parts |= self._global(batch, text, smiles, targets, everyone)
-        if self.alignment is not None:
-            parts |= self._hierarchical(batch, text, smiles, everyone)
+        if cached is not None:
+            everyone = cached.everyone
+        else:
+            everyone = GlobalBatch.of(batch) if targets is None else targets.everyone
+        found = self.represent(batch)
+        parts: dict[str, Tensor] = {} if cached else self._contrast(found, targets, everyone)
         if self.loss.lm_weight:
-            parts |= self._generation(batch, text, smiles)
+            parts |= self._generation(batch, found, everyone)
+        total = self.total(parts)
+        if cached is not None:
+            total = total + cached.surrogate(found)
+        return {"loss": total} | {name: value.detach() for name, value in parts.items()}
+
+    def represent(self, batch: PairBatch) -> "Representation":
+        """What the losses read of b pairs."""
+        with phase("encoder"):
+            text, smiles = self.encoder.states(batch)
+        sides: list[tuple[Modality, Tensor, RaggedTokens]] = [
+            ("text", text, batch.text),
+            ("smiles", smiles, batch.smiles),
+        ]
+        features: dict[Modality, Tensor] = {}
+        levels: dict[Modality, list[Level]] = {}
+        for modality, states, tokens in sides:
+            if self.loss.global_weight:
+                features[modality] = self.encoder.pool(states, tokens.lengths, modality)
+            if self.alignment is not None:
+                with phase("polymerisation"):  # and the importance of its levels
+                    levels[modality] = self.alignment.hierarchy(modality)(states, tokens.lengths)
+        return Representation(text_states=text, smiles_states=smiles, features=features, levels=levels)
+
+    def total(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the losses among `parts`; 0 where there is none."""
         weights = {
             "loss/global": self.loss.global_weight,
             "loss/hierarchical": self.loss.hierarchical_weight,
             "loss/lm": self.loss.lm_weight,
         }
-        total = torch.stack([weight * parts[name] for name, weight in weights.items() if name in parts]).sum()
-        return {"loss": total} | {name: value.detach() for name, value in parts.items()}
+        found = [weight * parts[name] for name, weight in weights.items() if name in parts]
+        return torch.stack(found).sum() if found else torch.zeros(())
 
     @torch.no_grad()
     def embed(self, tokens: RaggedTokens, modality: Modality) -> Embedding:
@@ -118,8 +177,7 @@ class AtomasModel(nn.Module):
         states = self.encoder.backbone.encode(tokens)
         levels: list[Level] = []
         if self.alignment is not None:
-            hierarchy = self.alignment.text if modality == "text" else self.alignment.smiles
-            levels = hierarchy(states, tokens.lengths)
+            levels = self.alignment.hierarchy(modality)(states, tokens.lengths)
         return Embedding(features=self.encoder.pool(states, tokens.lengths, modality), levels=levels)
 
     @torch.no_grad()
@@ -131,63 +189,83 @@ class AtomasModel(nn.Module):
             )
         return self.alignment.scores(text.levels, smiles.levels)
 
-    def _global(
+    def clamped_temperature(self) -> Tensor:
+        """[1], the temperature of the global loss."""
+        return projected_clamp(at_least_float32(self.temperature), *TEMPERATURE_RANGE)
+
+    def global_parts(
         self,
-        batch: PairBatch,
         text: Tensor,
         smiles: Tensor,
         targets: MomentumTargets | None,
-        everyone: Identities,
+        online: Keys,
+        rows: slice,
+        temperature: Tensor,
+        everyone: GlobalBatch,
     ) -> dict[str, Tensor]:
-        text = self.encoder.pool(text, batch.text.lengths, "text")
-        smiles = self.encoder.pool(smiles, batch.smiles.lengths, "smiles")
-        online = Keys.of_all_ranks(text, smiles, everyone)
-        alpha = self.loss.alpha
-        if targets is None:
-            targets, alpha = MomentumTargets(text=text, smiles=smiles, keys=online), 0.0
-        own = own_columns(text)
-        mine = Identities(text=batch.text_id, molecule=batch.molecule_id)
-        temperature = projected_clamp(at_least_float32(self.temperature), *TEMPERATURE_RANGE)
-        ignore = self._not_negative(mine, targets.identities)
-        loss = global_loss(text, smiles, targets, temperature, alpha=alpha, ignore=ignore)
-        not_negative = self._not_negative(mine, everyone)
-        with full_precision(text.device):
-            similarities = {
-                "recall/text_to_smiles": text @ online.smiles.T,
-                "recall/smiles_to_text": smiles @ online.text.T,
-            }
-        recalls = {name: recall_at_1(scores, own, not_negative) for name, scores in similarities.items()}
-        return {"loss/global": loss, **recalls, "temperature": temperature.squeeze(0)}
+        """L_ga and in-batch recall of some of this rank's pairs.
 
-    def _hierarchical(
-        self, batch: PairBatch, text: Tensor, smiles: Tensor, everyone: Identities
+        Args:
+            text: [n, D] features of the texts.
+            smiles: [n, D] features of the molecules.
+            targets: momentum targets of these pairs; None contrasts with `online`.
+            online: features of all ranks' pairs.
+            rows: which of this rank's pairs these are.
+            temperature: [1].
+            everyone: the pairs of all ranks.
+
+        Returns:
+            Scalars whose sums over all `rows` average over ranks to those of the global batch.
+        """
+        partition, alpha = everyone.partition, self.loss.alpha
+        own = torch.arange(len(text), device=text.device) + partition.own.start + rows.start
+        if targets is None:
+            targets, alpha = MomentumTargets(text=text, smiles=smiles, keys=online, everyone=everyone), 0.0
+        mode = self.loss.false_negatives
+        loss = global_loss(text, smiles, targets, own, temperature, alpha=alpha, false_negatives=mode)
+        not_negative = None
+        if mode != "keep":
+            not_negative = everyone.identities[own].related_to(everyone.identities)
+        with full_precision(text.device):
+            recalls = {
+                "recall/text_to_smiles": recall_at_1(text @ online.smiles.T, own, not_negative),
+                "recall/smiles_to_text": recall_at_1(smiles @ online.text.T, own, not_negative),
+            }
+        share = partition.world_size * len(own) / partition.total
+        return {name: value * share for name, value in {"loss/global": loss, **recalls}.items()}
+
+    def _contrast(
+        self, found: "Representation", targets: MomentumTargets | None, everyone: GlobalBatch
     ) -> dict[str, Tensor]:
-        assert self.alignment is not None
-        parts: dict[str, Tensor] = self.alignment(
-            self.alignment.text(text, batch.text.lengths),
-            self.alignment.smiles(smiles, batch.smiles.lengths),
-            self._not_negative(everyone, everyone),
-        )
+        parts: dict[str, Tensor] = {}
+        if self.loss.global_weight:
+            text, smiles = found.features["text"], found.features["smiles"]
+            online = Keys.of_all_ranks(text, smiles, everyone)
+            temperature = self.clamped_temperature()
+            rows = slice(0, len(text))
+            parts |= self.global_parts(text, smiles, targets, online, rows, temperature, everyone)
+            parts["temperature"] = temperature.squeeze(0)
+        if self.alignment is not None:
+            parts |= self.alignment(found.levels["text"], found.levels["smiles"], everyone)
         return parts
 
-    def _generation(self, batch: PairBatch, text: Tensor, smiles: Tensor) -> dict[str, Tensor]:
+    def _generation(
+        self, batch: PairBatch, found: "Representation", everyone: GlobalBatch
+    ) -> dict[str, Tensor]:
         """Both directions count alike where both are written, however much longer one of them is."""
+        backbone = self.encoder.backbone
         parts: dict[str, Tensor] = {}
+
+        def mean_over_tokens_of_all(loss: Tensor, tokens: RaggedTokens, of_all: int) -> Tensor:
+            return loss * (everyone.partition.world_size * len(tokens.ids) / of_all)
+
         if self.loss.task in ("genmol", "both"):
-            parts["loss/genmol"] = self._language_model(text, batch.text.lengths, batch.smiles)
+            loss = backbone.language_model_loss(found.text_states, batch.text.lengths, batch.smiles)
+            parts["loss/genmol"] = mean_over_tokens_of_all(loss, batch.smiles, everyone.smiles_tokens)
         if self.loss.task in ("gentext", "both"):
-            parts["loss/gentext"] = self._language_model(smiles, batch.smiles.lengths, batch.text)
+            loss = backbone.language_model_loss(found.smiles_states, batch.smiles.lengths, batch.text)
+            parts["loss/gentext"] = mean_over_tokens_of_all(loss, batch.text, everyone.text_tokens)
         return {"loss/lm": torch.stack(list(parts.values())).mean(), **(parts if len(parts) > 1 else {})}
-
-    def _language_model(self, states: Tensor, lengths: Tensor, targets: RaggedTokens) -> Tensor:
-        """Cross entropy whose mean over ranks is the mean over the target tokens of all ranks."""
-        loss = self.encoder.backbone.language_model_loss(states, lengths, targets)
-        counts = all_gather_sizes(len(targets.ids), targets.ids.device, "number of target tokens")
-        return loss * (len(targets.ids) * len(counts) / sum(counts))
-
-    def _not_negative(self, rows: Identities, columns: Identities) -> Tensor | None:
-        """[n, m] bool, True where a pair is no true negative; None where that is not asked for."""
-        return rows.shared_with(columns) if self.loss.false_negatives == "mask" else None
 
 
 class _ProjectedClamp(torch.autograd.Function):
@@ -201,14 +279,21 @@ class _ProjectedClamp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (value,) = ctx.saved_tensors
         low, high = ctx.range
-        outward = ((value <= low) & (grads[0] > 0)) | ((value >= high) & (grads[0] < 0))
-        return grads[0].masked_fill(outward, 0), None, None
+        gradient = grads[0]
+        at_bound = (value <= low) | (value >= high)
+        if not at_bound.any():
+            return gradient, None, None
+        # Whether descent leads outward is for the gradient of the global batch to say.
+        of_all = all_reduce(gradient.clone(), "gradient of the temperature")
+        outward = ((value <= low) & (of_all > 0)) | ((value >= high) & (of_all < 0))
+        return gradient.masked_fill(outward, 0), None, None
 
 
 def projected_clamp(value: Tensor, low: float, high: float) -> Tensor:
     """Clamp whose gradient is cut only where a descent step would lead further out: the value can return.
 
-    The published code clamps the parameter in place, which does not reach the optimizer's master weights.
+    The value is the same on all ranks; at a bound, the backward pass is collective. The published code clamps the
+    parameter in place, which does not reach the optimizer's master weights.
     """
     result: Tensor = _ProjectedClamp.apply(value, low, high)
     return result

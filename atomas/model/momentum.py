@@ -1,52 +1,17 @@
-"""Momentum contrast: the slow copy of the encoder, its queues, and the global loss (method section 2).
+"""Momentum contrast: keys, queues, and the global loss (method section 2). The slow encoder: `momentum_encoder`."""
 
-The copy lives outside the engine, in float32 whatever the run's precision: in bf16 a coefficient of 0.995
-would round most updates away.
-"""
-
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from atomas.config import MomentumConfig
-from atomas.data.batching import PairBatch
-from atomas.distributed.collectives import rank, world_size
 from atomas.distributed.gather import gather_rows
-from atomas.model.encoder import DualEncoder
+from atomas.distributed.own_block import FalseNegatives
+from atomas.model.global_batch import GlobalBatch, Identities
 from atomas.model.layers import full_precision
-from atomas_kernels import contrastive_cross_entropy, momentum_update
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identities:
-    """What n pairs are, so that equal ones are not taken for negatives."""
-
-    text: Tensor
-    """[n] int64, equal for equal texts; -1 matches nothing"""
-    molecule: Tensor
-    """[n] int64, equal for equal molecules; -1 matches nothing"""
-
-    @classmethod
-    def of_all_ranks(cls, batch: PairBatch) -> "Identities":
-        """The B pairs of all ranks, in rank order."""
-        both = gather_rows(
-            torch.stack([batch.text_id, batch.molecule_id], dim=1),
-            [len(batch)] * world_size(),
-            what="identities",
-        )
-        return cls(text=both[:, 0], molecule=both[:, 1])
-
-    def shared_with(self, other: "Identities") -> Tensor:
-        """[n, m] bool: True where two pairs have the same text or the same molecule."""
-        return (self.text[:, None] == other.text) | (self.molecule[:, None] == other.molecule)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Identities":
-        """Some of the pairs, by a slice or by their numbers."""
-        return Identities(text=self.text[rows], molecule=self.molecule[rows])
+from atomas.phases import phase
+from atomas_kernels import contrastive_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +30,12 @@ class Keys:
         return Keys(text=self.text[rows], smiles=self.smiles[rows], identities=self.identities[rows])
 
     @classmethod
-    def of_all_ranks(cls, text: Tensor, smiles: Tensor, identities: Identities) -> "Keys":
+    def of_all_ranks(cls, text: Tensor, smiles: Tensor, everyone: GlobalBatch) -> "Keys":
         """Features [b, D] of this rank's pairs -> those of all ranks, in rank order, with gradient."""
-        both = gather_rows(
-            torch.cat([text, smiles], dim=1), [len(text)] * world_size(), what="global features"
-        )
+        sizes = everyone.partition.sizes
+        both = gather_rows(torch.cat([text, smiles], dim=1), sizes, what="global features")
         text, smiles = both.chunk(2, dim=1)
-        return cls(text=text, smiles=smiles, identities=identities)
+        return cls(text=text, smiles=smiles, identities=everyone.identities)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +48,8 @@ class MomentumTargets:
     """[b, D] features of this rank's molecules"""
     keys: Keys
     """The B pairs of all ranks, in rank order"""
+    everyone: GlobalBatch
+    """What these pairs are"""
     queue: Keys | None = None
     """Pairs of earlier batches, read where the queue holds them: enqueue after the backward pass"""
 
@@ -97,57 +63,6 @@ class MomentumTargets:
             text=torch.cat([part.text for part in parts]),
             molecule=torch.cat([part.molecule for part in parts]),
         )
-
-
-class Momentum(nn.Module):
-    """The slow encoder and the queues. Its parameters have the names they have in `AtomasModel`."""
-
-    def __init__(
-        self, encoder: DualEncoder, config: MomentumConfig, *, autocast: torch.dtype | None = None
-    ) -> None:
-        """Copy the online `encoder` as it is; `autocast` is the dtype of the copy's forward."""
-        super().__init__()
-        self.encoder = copy.deepcopy(encoder).float().requires_grad_(False)
-        self.queue = FeatureQueue(config.queue_size, encoder.backbone.width)
-        self.coefficient = config.coefficient
-        self.autocast = autocast
-        self.eval()
-
-    def train(self, mode: bool = True) -> "Momentum":
-        """Stay in evaluation mode: momentum features are computed without dropout."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def update(self, sources: Mapping[str, Tensor]) -> None:
-        """theta_m <- m theta_m + (1 - m) theta, before the momentum features of a step are computed.
-
-        `sources` holds the online parameters under their names in `AtomasModel`, best in float32; names that
-        are not of the encoder are ignored, a missing one is a KeyError.
-        """
-        own = dict(self.named_parameters())
-        momentum_update(list(own.values()), [sources[name] for name in own], self.coefficient)
-
-    @torch.no_grad()
-    def targets(self, batch: PairBatch) -> MomentumTargets:
-        """Features of this rank's b pairs, the keys of all ranks, and the queue.
-
-        Collective: every rank calls it with the same b.
-        """
-        kind = batch.text.ids.device.type
-        with torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
-            text, smiles = self.encoder.features(batch)
-        fresh = Keys.of_all_ranks(text, smiles, Identities.of_all_ranks(batch))
-        return MomentumTargets(text=text, smiles=smiles, keys=fresh, queue=self.queue.keys())
-
-    @torch.no_grad()
-    def enqueue(self, batch: PairBatch, targets: MomentumTargets) -> None:
-        """Put the keys that `targets` made of `batch` into the queue. Collective.
-
-        After the backward pass of the batch, which reads the queue as the forward pass did. In the order of the
-        corpus, not of the ranks: when the queue wraps, what leaves it must not depend on the world size.
-        """
-        numbers = gather_rows(batch.sample_id, [len(batch)] * world_size(), what="sample numbers")
-        self.queue.push(targets.keys[numbers.argsort(stable=True)])
 
 
 class FeatureQueue(nn.Module):
@@ -202,42 +117,67 @@ def global_loss(
     text: Tensor,
     smiles: Tensor,
     targets: MomentumTargets,
+    positive: Tensor,
     temperature: Tensor,
     *,
     alpha: float,
-    ignore: Tensor | None,
+    false_negatives: FalseNegatives,
 ) -> Tensor:
-    """L_ga over this rank's rows, both directions averaged; its mean over ranks is that of the global batch.
+    """L_ga over some pairs, both directions averaged (method section 2).
+
+    Pairs that share a text or a molecule are treated as `OwnBlock` says; with `multi_positive` they share the
+    (1 - alpha) of the target equally.
 
     Args:
-        text: [b, D] online features of the texts.
-        smiles: [b, D] online features of the molecules.
-        targets: momentum features and keys.
+        text: [n, D] online features of the texts.
+        smiles: [n, D] online features of the molecules.
+        targets: momentum features of the same n pairs, and the keys.
+        positive: [n] int64, number of each pair among the keys.
         temperature: [1].
         alpha: share of the soft targets.
-        ignore: [b, M + Q] bool, True leaves a key out; None keeps all.
+        false_negatives: what is done with pairs that are no true negatives.
+
+    Returns:
+        Scalar, mean over the n pairs.
     """
-    positive = own_columns(text)
     keys, queue, dtype = targets.keys, targets.queue, text.dtype
+    related = None
+    if false_negatives != "keep":
+        related = keys.identities[positive].related_to(targets.identities)
+    ignore = related if false_negatives == "mask" else None
 
     def direction(query: Tensor, momentum_query: Tensor, fresh: Tensor, queued: Tensor | None) -> Tensor:
-        return contrastive_cross_entropy(
+        fresh = fresh.to(dtype)
+        loss = contrastive_cross_entropy(
             query,
             momentum_query.to(dtype),
-            fresh.to(dtype),
+            fresh,
             positive,
             temperature,
             alpha=alpha,
             queue=queued,
             ignore=ignore,
         )
+        if false_negatives == "multi_positive":
+            assert related is not None
+            own = _logits(query, fresh, queued, torch.arange(len(query), device=query.device), positive)
+            rows, columns = related.scatter(1, positive[:, None], True).nonzero(as_tuple=True)
+            logits = _logits(query, fresh, queued, rows, columns)
+            mean = torch.zeros_like(own).index_add(0, rows, logits) / rows.bincount(minlength=len(own))
+            loss = loss + (1 - alpha) * (own - mean).mean() / temperature[0]
+        return loss
 
-    with full_precision(text.device):
+    with phase("contrastive"), full_precision(text.device):
         text_to_smiles = direction(text, targets.text, keys.smiles, None if queue is None else queue.smiles)
         smiles_to_text = direction(smiles, targets.smiles, keys.text, None if queue is None else queue.text)
     return (text_to_smiles + smiles_to_text) / 2
 
 
-def own_columns(rows: Tensor) -> Tensor:
-    """[b] int64: the place of this rank's rows among the gathered rows of all ranks."""
-    return torch.arange(len(rows), device=rows.device) + rank() * len(rows)
+def _logits(query: Tensor, keys: Tensor, queue: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+    """[n] inner products of the queries `rows` [n] with the keys, followed by the queue, numbered `columns` [n]."""
+    fresh = columns < len(keys)
+    picked = keys[columns.where(fresh, 0)]
+    if queue is not None and len(queue):
+        queued = queue[(columns - len(keys)).clamp(min=0)].to(keys.dtype)
+        picked = picked.where(fresh[:, None], queued)
+    return (query[rows] * picked).sum(1)

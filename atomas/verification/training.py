@@ -15,7 +15,7 @@ from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
 from atomas.model.authors import AuthorsState, number_of_levels
 from atomas.model.backbone import t5_from_config
-from atomas.model.momentum import Momentum
+from atomas.model.momentum_encoder import Momentum
 from atomas.verification.golden import Check, GoldenFile, compare, flat
 
 Task = Literal["genmol", "gentext"]
@@ -57,7 +57,7 @@ def _verify_task(golden: GoldenFile, task: Task, t5_config: Path) -> Iterator[Ch
         values = model(batch, targets)
         optimizer.zero_grad()
         values["loss"].backward()
-        momentum.enqueue(batch, targets)
+        momentum.enqueue(targets)
         if step == 0:
             yield from _verify_gradients(golden, task, parameters)
         optimizer.step()

@@ -13,7 +13,7 @@ from atomas.config import MomentumConfig
 from atomas.data.batching import PairBatch, RaggedTokens
 from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel, projected_clamp
-from atomas.model.momentum import Momentum
+from atomas.model.momentum_encoder import Momentum
 
 LENGTHS = ([4, 11, 2, 7], [9, 3, 5, 5])
 
@@ -169,7 +169,7 @@ def test_a_queued_pair_with_the_same_text_is_no_negative(make_model: Any, make_b
     def loss(queued: PairBatch | None) -> torch.Tensor:
         momentum = Momentum(model.encoder, MomentumConfig(queue_size=8))
         if queued is not None:
-            momentum.enqueue(queued, momentum.targets(queued))
+            momentum.enqueue(momentum.targets(queued))
         value: torch.Tensor = model(batch, momentum.targets(batch))["loss/global"]
         return value
 

@@ -9,7 +9,9 @@ from torch.testing import assert_close
 
 from atomas.config import MomentumConfig
 from atomas.data.batching import PairBatch, RaggedTokens
-from atomas.model.momentum import FeatureQueue, Identities, Keys, Momentum, MomentumTargets, global_loss
+from atomas.model.global_batch import GlobalBatch, Identities
+from atomas.model.momentum import FeatureQueue, Keys, MomentumTargets, global_loss
+from atomas.model.momentum_encoder import Momentum
 
 
 def _keys(ids: list[int]) -> Keys:
@@ -87,12 +89,12 @@ def test_targets_see_the_queue_as_it_was(make_model: Any, make_batch: Any) -> No
     assert len(first.queue.text) == 0
     assert_close(first.keys.text, first.text)
     assert_close(momentum.targets(batch).text, first.text)  # no dropout, no update in between
-    momentum.enqueue(batch, first)
+    momentum.enqueue(first)
     second = momentum.targets(batch)
     assert second.queue is not None
     assert_close(second.queue.text, first.text)
     assert len(second.identities.text) == 3 + 3
-    momentum.enqueue(batch, second)
+    momentum.enqueue(second)
     third = momentum.targets(batch).queue
     assert third is not None
     assert len(third.text) == 5
@@ -104,10 +106,12 @@ def test_global_loss_is_the_method(make_batch: Any) -> None:
     text, smiles, slow_text, slow_smiles = torch.nn.functional.normalize(torch.randn(4, 3, 8), dim=-1)
     queue = torch.nn.functional.normalize(torch.randn(2, 5, 8), dim=-1)
     fresh, queued = (Identities(text=torch.arange(n), molecule=torch.arange(n)) for n in (3, 5))
+    everyone = GlobalBatch.of(make_batch([2, 2, 2], [2, 2, 2]))
     targets = MomentumTargets(
         text=slow_text,
         smiles=slow_smiles,
         keys=Keys(text=slow_text, smiles=slow_smiles, identities=fresh),
+        everyone=everyone,
         queue=Keys(text=queue[0], smiles=queue[1], identities=queued),
     )
     all_text, all_smiles = torch.cat([slow_text, queue[0]]), torch.cat([slow_smiles, queue[1]])
@@ -117,13 +121,16 @@ def test_global_loss_is_the_method(make_batch: Any) -> None:
     for query, slow, columns in ((text, slow_text, all_smiles), (smiles, slow_smiles, all_text)):
         soft = 0.4 * (slow @ columns.T / 0.2).softmax(1) + 0.6 * torch.eye(3, 8)
         expected += -(soft * (query @ columns.T / 0.2).log_softmax(1)).sum(1).mean() / 2
-    assert_close(global_loss(text, smiles, targets, temperature, alpha=0.4, ignore=None), expected)
+    found = global_loss(
+        text, smiles, targets, torch.arange(3), temperature, alpha=0.4, false_negatives="keep"
+    )
+    assert_close(found, expected)
 
 
 def test_identities_are_shared_by_text_or_molecule() -> None:
     rows = Identities(text=torch.tensor([1, 2]), molecule=torch.tensor([10, 20]))
     columns = Identities(text=torch.tensor([1, 9, -1]), molecule=torch.tensor([77, 20, -1]))
-    assert rows.shared_with(columns).tolist() == [[True, False, False], [False, True, False]]
+    assert rows.related_to(columns).tolist() == [[True, False, False], [False, True, False]]
 
 
 def test_what_leaves_a_wrapping_queue_does_not_depend_on_the_order_in_the_batch(
@@ -146,7 +153,7 @@ def test_what_leaves_a_wrapping_queue_does_not_depend_on_the_order_in_the_batch(
     queues = []
     for batch in (first, turned):
         momentum = Momentum(model.encoder, MomentumConfig(queue_size=2))
-        momentum.enqueue(batch, momentum.targets(batch))
+        momentum.enqueue(momentum.targets(batch))
         queues.append(momentum.queue)
     assert torch.equal(queues[0].molecule_id, queues[1].molecule_id)
     torch.testing.assert_close(queues[0].text, queues[1].text)

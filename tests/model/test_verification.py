@@ -20,7 +20,7 @@ from atomas.model.alignment import ImportanceMLP, Level, interaction
 from atomas.model.atomas import AtomasModel
 from atomas.model.authors import AuthorsState, number_of_levels
 from atomas.model.backbone import t5_from_config
-from atomas.model.momentum import Momentum
+from atomas.model.momentum_encoder import Momentum
 from atomas_kernels import cluster_merge, dpc_knn, info_nce, segment_softmax
 
 LOSSES = ("loss/global", "loss/lm", "loss/hierarchical", "loss")

@@ -1,0 +1,179 @@
+"""The loss of one level from tiles of scores that are computed twice and never kept.
+
+Once for the loss, once more for its gradient: of the [B, B] scores only one tile is in memory, and of the tokens of
+other ranks only what `exchange` brings at a time.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atomas.distributed.collectives import rank
+from atomas.distributed.exchange import ExchangeMode, Owners, visit_blocks, visit_blocks_with_gradient
+from atomas.distributed.own_block import OwnBlock
+from atomas.distributed.partition import Partition
+from atomas.model.layers import full_precision
+from atomas.model.row_store import MemoryStore, RowStore
+from atomas_kernels import token_interaction
+
+
+def join_rows(tokens: Tensor, weight: Tensor) -> Tensor:
+    """[T, D] tokens and their [T] weights in one tensor [T, D + 1], which takes one collective to send."""
+    return torch.cat([tokens, weight[:, None]], dim=1)
+
+
+def split_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Counterpart of `join_rows`."""
+    return rows[:, :-1], rows[:, -1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One modality at one level."""
+
+    rows: RowStore
+    """This rank's tokens in chunks, made by `join_rows`"""
+    lengths: Tensor
+    """[B] int64, tokens of every pair of the global batch"""
+
+    @classmethod
+    def whole(cls, rows: Tensor, lengths: Tensor) -> "Side":
+        """A side whose rows are one chunk."""
+        store = MemoryStore(rows.device, rows.device)
+        store.append(rows)
+        return cls(rows=store, lengths=lengths)
+
+
+class TiledLevel:
+    """InfoNCE between the pairs of this rank's `own` side and those of all ranks' `travelling` side."""
+
+    def __init__(
+        self,
+        own: Side,
+        travelling: Side,
+        block: OwnBlock,
+        exchange: ExchangeMode,
+        *,
+        what: str,
+    ) -> None:
+        """Every rank has the same number of chunks on both sides; `block` is fresh."""
+        self._own, self._travelling = own, travelling
+        self._block, self._exchange, self._what = block, exchange, what
+        self._partition: Partition = block.partition
+        self._chunks = len(own.rows)
+
+    def close(self) -> tuple[Tensor, Tensor]:
+        """Loss and recall, see `OwnBlock.close`. Collective."""
+        for number in range(self._chunks):
+
+            def observe(rows: Tensor, owners: Owners, number: int = number) -> None:
+                columns = self._columns(owners, number)
+                for own in range(self._chunks):
+                    own_rows, numbers = self._own.rows[own], self._numbers(own)
+                    self._block.observe(self._scores(own_rows, numbers, rows, columns), numbers, columns)
+
+            with torch.no_grad():
+                sizes = self._sizes(number)
+                visit_blocks(self._travelling.rows[number], sizes, self._exchange, observe, what=self._what)
+        return self._block.close()
+
+    def gradient(self, of_own: RowStore, of_travelling: RowStore, weight: Tensor) -> Tensor:
+        """Gradient of `weight` times the loss, after `close`. Collective.
+
+        Args:
+            of_own: filled with the gradient of each chunk of the own rows.
+            of_travelling: filled with the gradient of each chunk of this rank's travelling rows.
+            weight: scalar.
+
+        Returns:
+            [1], this rank's part of the gradient of the scale.
+        """
+        of_scale = torch.zeros_like(self._block.scale)
+        for number in range(self._chunks):
+
+            def differentiate(rows: Tensor, owners: Owners, number: int = number) -> Tensor:
+                columns = self._columns(owners, number)
+                of_rows = torch.zeros_like(rows)
+                for own in range(self._chunks):
+                    numbers = self._numbers(own)
+                    leaves = self._own.rows[own].detach().requires_grad_(), rows.detach().requires_grad_()
+                    with torch.enable_grad():
+                        scores = self._scores(leaves[0], numbers, leaves[1], columns)
+                    of_scores, share = self._block.gradient(scores.detach(), numbers, columns)
+                    of_scale.add_(share)
+                    of_leaves = torch.autograd.grad(scores, leaves, of_scores * weight)
+                    if own < len(of_own):
+                        of_own[own] = of_own[own] + of_leaves[0]
+                    else:
+                        of_own.append(of_leaves[0])
+                    of_rows += of_leaves[1]
+                return of_rows
+
+            of_travelling.append(
+                visit_blocks_with_gradient(
+                    self._travelling.rows[number],
+                    self._sizes(number),
+                    self._exchange,
+                    differentiate,
+                    what=self._what,
+                )
+            )
+        return of_scale * weight
+
+    def _scores(self, own_rows: Tensor, numbers: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        own, others = split_rows(own_rows), split_rows(rows)
+        own_lengths, lengths = self._own.lengths[numbers], self._travelling.lengths[columns]
+        with full_precision(rows.device):
+            return token_interaction(own[0], others[0], own[1], others[1], own_lengths, lengths)
+
+    def _numbers(self, chunk: int) -> Tensor:
+        """[n] int64: numbers of this rank's pairs in a chunk."""
+        return self._columns([rank()], chunk)
+
+    def _columns(self, owners: Owners, chunk: int) -> Tensor:
+        """[m] int64: numbers of the pairs in one chunk of several ranks."""
+        parts = [self._partition.chunk(owner, chunk, self._chunks) for owner in owners]
+        device = self._own.lengths.device
+        return torch.cat([torch.arange(part.start, part.stop, device=device) for part in parts])
+
+    def _sizes(self, chunk: int) -> list[int]:
+        """Tokens in one chunk of every rank's travelling side."""
+        parts = [
+            self._partition.chunk(owner, chunk, self._chunks) for owner in range(self._partition.world_size)
+        ]
+        return [int(self._travelling.lengths[part].sum()) for part in parts]
+
+
+class _TiledLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, own: Tensor, travelling: Tensor, scale: Tensor, level: TiledLevel
+    ) -> tuple[Tensor, Tensor]:
+        ctx.level = level
+        loss, recall = level.close()
+        ctx.mark_non_differentiable(recall)
+        return loss, recall
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        device = grads[0].device
+        of_own, of_travelling = MemoryStore(device, device), MemoryStore(device, device)
+        of_scale = ctx.level.gradient(of_own, of_travelling, grads[0])
+        return of_own[0], of_travelling[0], of_scale, None
+
+
+def tiled_info_nce(
+    own: Tensor, travelling: Tensor, scale: Tensor, level: TiledLevel
+) -> tuple[Tensor, Tensor]:
+    """Loss and recall of a level with a single chunk; its backward pass is `level.gradient`. Collective.
+
+    Args:
+        own: [T, D + 1], the chunk of the own side; differentiable.
+        travelling: [T', D + 1], that of the travelling side; differentiable.
+        scale: [1]; differentiable.
+        level: made of the same values.
+    """
+    loss, recall = _TiledLoss.apply(own, travelling, scale, level)
+    return loss, recall
