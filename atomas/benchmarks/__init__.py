@@ -1,0 +1,1 @@
+"""Benchmarks of the whole: the training step beside its published form."""

@@ -1,0 +1,1 @@
+"""The whole training step: ours, ours with one thing switched off, and the published form."""

@@ -1,0 +1,121 @@
+"""What distinguishes our step from the published one, thing by thing, and how each is switched off for a measurement.
+
+Every provider is a process of its own, so that what is switched off there stays off.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from atomas.benchmarks.step.plain import PaddedBackbone, TwoPassEncoder, loop_adamw
+from atomas.benchmarks.step.presets import Preset
+from atomas.model.atomas import AtomasModel
+from atomas_kernels import registry
+
+PLAIN = "atomas.benchmarks.step.plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """One thing that our step does otherwise."""
+
+    on: str
+    """What it is, for people"""
+    off: str
+    """What is in its place when it is off"""
+    operators: tuple[tuple[str, str], ...] = ()
+    """Operators, and the `module:function` in their place; an empty one stands for the reference backend"""
+    model: Callable[[AtomasModel, Preset], None] | None = None
+    """Changes the model when it is off"""
+    optimizer: Callable[[Any], None] | None = None
+    """Changes the optimizer when it is off"""
+
+
+def _pad_to_full_length(model: AtomasModel, preset: Preset) -> None:
+    model.encoder.backbone = PaddedBackbone.around(model.encoder.backbone, preset.length)
+
+
+def _pad_to_longest(model: AtomasModel, preset: Preset) -> None:
+    del preset
+    if not isinstance(model.encoder.backbone, PaddedBackbone):
+        model.encoder.backbone = PaddedBackbone.around(model.encoder.backbone, None)
+
+
+def _two_passes(model: AtomasModel, preset: Preset) -> None:
+    del preset
+    old = model.encoder
+    model.encoder = TwoPassEncoder(old.backbone, text_pooler=old.text_pooler, smiles_pooler=old.smiles_pooler)
+
+
+SWITCHES = {
+    "longest": Switch(
+        on="backbone padded to the longest sequence of a batch",
+        off="padded to 512",
+        model=_pad_to_full_length,
+    ),
+    "packing": Switch(
+        on="backbone packed, nothing padded", off="padded to the longest, eager", model=_pad_to_longest
+    ),
+    "one_pass": Switch(on="both modalities in one pass", off="one pass each", model=_two_passes),
+    "lm_chunks": Switch(
+        on="LM loss in chunks, its gradient with it",
+        off="all logits at once",
+        operators=(("lm_cross_entropy", f"{PLAIN}:lm_cross_entropy"),),
+    ),
+    "interaction": Switch(
+        on="token interaction fused",
+        off="similarities materialised",
+        operators=(("token_interaction", f"{PLAIN}:token_interaction"),),
+    ),
+    "clustering": Switch(
+        on="clustering native", off="sequence by sequence", operators=(("dpc_knn", ""), ("cluster_merge", ""))
+    ),
+    "contrastive": Switch(
+        on="queue read in place, contrast fused",
+        off="queue copied, logits held",
+        operators=(("contrastive_cross_entropy", ""),),
+    ),
+    "momentum": Switch(
+        on="momentum update fused",
+        off="tensor by tensor",
+        operators=(("momentum_update", f"{PLAIN}:momentum_update"),),
+    ),
+    "adamw": Switch(on="AdamW fused", off="tensor by tensor", optimizer=loop_adamw),
+}
+"""In the order in which they lead from the published form to ours. Before the first of them the losses are ours: masks
+carried through, clusters by real lengths."""
+
+OURS, PUBLISHED = "ours", "published"
+HEADS = "path:losses"
+"""The first step from the published form: everything of SWITCHES still off."""
+
+
+def switched_off(provider: str) -> tuple[str, ...]:
+    """The switches that are off in a provider of ours: `ours`, `without:NAME`, or `path:NAME`, where a path stands."""
+    names = list(SWITCHES)
+    if provider == OURS:
+        return ()
+    if provider == HEADS:
+        return tuple(names)
+    kind, _, name = provider.partition(":")
+    return (name,) if kind == "without" else tuple(names[names.index(name) + 1 :])
+
+
+def path_providers() -> list[str]:
+    """From the published form to ours, each with one more switch on."""
+    return [PUBLISHED, HEADS, *(f"path:{name}" for name in list(SWITCHES)[:-1]), OURS]
+
+
+def ablation_providers() -> list[str]:
+    """Ours with one switch off. Without padding to the longest there is no packing either: that is on the path."""
+    return [f"without:{name}" for name in SWITCHES if name != "longest"]
+
+
+def replace_operators(off: tuple[str, ...]) -> None:
+    """Put what stands for switched-off operators into the registry of this process, for good."""
+    for name in off:
+        for operator, target in SWITCHES[name].operators:
+            known = registry._IMPLEMENTATIONS[operator]
+            reference = tuple(entry for entry in known if entry.backend == "reference")
+            plain = registry.Implementation(backend="reference", target=target)
+            registry._IMPLEMENTATIONS[operator] = (plain,) if target else reference
