@@ -4,7 +4,9 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,8 +122,16 @@ class FlightRecorder(Observer):
         frame = next((frame for frame in tuple(self._stack) if frame.name in phases), None)
         return None if frame is None else time.monotonic() - frame.started
 
-    def dump(self, folder: Path, reason: str) -> Path:
+    def dump(
+        self, folder: Path, reason: str, *, guilty: Sequence[int] = (), error: BaseException | None = None
+    ) -> Path:
         """Write `flight_rank_0000.json`, newest step last.
+
+        Args:
+            folder: where.
+            reason: why the process ends, in one line.
+            guilty: the ranks that it ends for.
+            error: what was raised here.
 
         Raises:
             OSError: the folder cannot be written.
@@ -136,7 +146,9 @@ class FlightRecorder(Observer):
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "reason": reason,
-                "place": self.place(),
+                "guilty": list(guilty),
+                "traceback": "" if error is None else "".join(traceback.format_exception(error)),
+                "place": (raised_in(error) if error else None) or self.place(),
                 "collectives": self.collectives,
                 "steps": [_as_json(step) for step in tuple(self._steps)],
             },

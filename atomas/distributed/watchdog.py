@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -223,7 +223,8 @@ class Watchdog:
         self._failed_in = raised_in(error) or self.recorder.place()
         self._error = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         if self._verdict is None:  # otherwise this error only follows from it
-            self._dump(self._error)
+            lost = _is_lost_connection(error)
+            self._dump(self._error, guilty=() if lost else (self._rank,), error=error)
         if self._world_size == 1:
             return
         if _is_lost_connection(error):
@@ -353,7 +354,7 @@ class Watchdog:
         # every log has the line, the console once
         level = logging.CRITICAL if self._rank == next(innocent, 0) else logging.INFO
         logger.log(level, message)
-        self._dump(message)
+        self._dump(message, guilty=verdict.guilty)
         for handler in logger.handlers:
             handler.flush()
         sys.stderr.flush()
@@ -361,12 +362,12 @@ class Watchdog:
             time.sleep(_LAST_WORDS)
         os._exit(LOST_RANK_EXIT_CODE)
 
-    def _dump(self, reason: str) -> None:
+    def _dump(self, reason: str, *, guilty: Sequence[int], error: BaseException | None = None) -> None:
         if self.folder is not None:
             try:
-                self.recorder.dump(self.folder, reason)
-            except OSError as error:
-                logger.warning("the flight file cannot be written: %s", error)
+                self.recorder.dump(self.folder, reason, guilty=guilty, error=error)
+            except OSError as problem:
+                logger.warning("the flight file cannot be written: %s", problem)
 
 
 def _key(rank: int) -> str:

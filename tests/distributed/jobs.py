@@ -17,7 +17,7 @@ from tests.training.conftest import SMALL, losses
 STEPS = 6
 STRIKES_AT = 4
 """The batch at which the fault comes; the checkpoint before it is that of step 2."""
-TIMEOUT = 30
+TIMEOUT = 45
 """Seconds that a collective may take; the start-up of a test on a busy machine stays below."""
 SILENCE = 6
 SLACK = 15

@@ -11,6 +11,7 @@ import pytest
 
 from atomas.data.demo import build_demo_corpus
 from atomas.distributed.watchdog import LOST_RANK_EXIT_CODE
+from atomas.training.autopsy import examine
 from tests.distributed.jobs import SILENCE, SLACK, STRIKES_AT, TIMEOUT, Bench
 
 
@@ -42,6 +43,8 @@ def test_a_killed_rank_is_named(bench: Bench) -> None:
     assert job.stderr(0).count("has not been seen") == 1
     assert "Traceback" not in job.stderr(0)
     assert [step["step"] for step in job.flight(0)["steps"]] == [0, 1, 2, 3, 4]  # type: ignore[attr-defined]
+    found = examine(job.run)
+    assert (found.cause, found.guilty, found.last_step, found.steps_lost) == ("silent rank", [1], 3, 1)
 
 
 @pytest.mark.slow
@@ -61,6 +64,7 @@ def test_an_error_in_one_rank_is_told_on_the_other(
     assert place(guilty, "failed in step 4, data: ValueError: shard 7 is broken") in job.last_line(other)
     assert job.flight(guilty)["reason"] == "ValueError: shard 7 is broken"
     assert "Traceback" not in job.stderr(other)
+    assert (examine(job.run).cause, examine(job.run).guilty) == ("data", [guilty])
     assert bench.train(name) == undisturbed
 
 
@@ -104,6 +108,7 @@ def test_a_rank_that_sleeps_is_named_after_the_timeout(bench: Bench, undisturbed
         assert place(1, "is in step 4, data, and the others have waited ") in job.last_line(rank)
     waited = float(job.last_line(0).split("have waited ")[1].split(" s")[0])
     assert TIMEOUT <= waited < TIMEOUT + SLACK
+    assert (examine(job.run).cause, examine(job.run).guilty) == ("hang", [1])
     assert bench.train("asleep") == undisturbed
 
 
