@@ -56,6 +56,13 @@ class MemoryPlan:
         step = self.total("graph") + max(self.total("forward"), self.total("backward"))
         return self.total("always") + max(step, self.total("update"))
 
+    def lines(self) -> list[str]:
+        """The components, largest first, for people."""
+        return [
+            f"  {c.name:30}{c.bytes / 2**20:12,.1f} MiB  {c.moment}{', on the host' if c.on_host else ''}"
+            for c in sorted(self.components, key=lambda component: -component.bytes)
+        ]
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {

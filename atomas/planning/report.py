@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from atomas.planning.hardware import Assumptions, Cluster
-from atomas.planning.memory import ZERO_STAGES, Component, MemoryPlan
+from atomas.planning.memory import ZERO_STAGES, MemoryPlan
 from atomas.planning.model import (
     EXCHANGES,
     communication_bound,
@@ -70,18 +70,6 @@ def plan_report(
         "Assumed: " + ", ".join(f"{key} {value:g}" for key, value in dataclasses.asdict(assumed).items()),
     ]
     return report, "\n".join(lines)
-
-
-def memory_lines(plan: MemoryPlan) -> list[str]:
-    """The components of one plan, largest first, in MiB."""
-    return [
-        f"  {component.name:32}{component.bytes / 2**20:12,.1f} MiB  {_held(component)}"
-        for component in sorted(plan.components, key=lambda component: -component.bytes)
-    ]
-
-
-def _held(component: Component) -> str:
-    return f"{component.moment}, on the host" if component.on_host else component.moment
 
 
 def _heading(work: Workload, cluster: Cluster, gpu_name: str) -> str:

@@ -13,6 +13,7 @@ from atomas.distributed.collectives import all_reduce
 from atomas.json_files import write_json
 from atomas.model.flops import BackboneSizes
 from atomas.phases import observed_by
+from atomas.training.memory import MemoryReport
 from atomas.training.meter import StepMeter
 from atomas.training.peak_flops import peak_flops
 from atomas.training.session import Session
@@ -29,6 +30,7 @@ class Instruments:
     progress: Progress
     trace: TracedSteps
     meter: StepMeter
+    memory: MemoryReport
 
     @classmethod
     @contextmanager
@@ -65,9 +67,11 @@ class Instruments:
             peak_flops=float(of_all),
             encoded_twice=session.micro_batches > 1,
         )
+        with together("writing the memory plan", device):
+            memory = MemoryReport(session)
         try:
             with observed_by(meter.timer):
-                yield cls(records=records, progress=progress, trace=trace, meter=meter)
+                yield cls(records=records, progress=progress, trace=trace, meter=meter, memory=memory)
         finally:
             trace.close()
             progress.close()

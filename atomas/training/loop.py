@@ -65,6 +65,7 @@ def _run_steps(session: Session, stop: StopSignal, instruments: Instruments, wat
             record = _train_step(session, batches, meter)
         session.step += 1
         records.write("train", session.step, record)
+        instruments.memory.after_step()
         instruments.progress.step(session.step, {name: record[key] for name, key in SHOWN.items()})
 
         last = session.step == total

@@ -24,6 +24,7 @@ from atomas.json_files import write_json
 from atomas.model.momentum_encoder import Momentum
 from atomas.training.checkpoint import newest_good_checkpoint, prune_checkpoints, save_checkpoint
 from atomas.training.engine import build_engine, deepspeed_json
+from atomas.training.memory_gauge import MemoryGauge
 from atomas.training.model_files import build_model, write_model
 from atomas.training.run_directory import RunDirectory
 from atomas.training.shard_files import SavedShards, read_shard, write_shard
@@ -48,6 +49,8 @@ class Session:
     engine: Any
     shard: OptimizerShard
     momentum: Momentum | None
+    gauge: MemoryGauge
+    """Since before the model was built"""
     step: int = 0
     """Optimizer steps done; with the batch size, the position in the data."""
     best_score: float = float("-inf")
@@ -80,6 +83,7 @@ class Session:
                 opened = _open_stream(config, corpus, run, placement)
         tokenizer, stream = opened or _open_stream(config, corpus, run, placement)
 
+        gauge = MemoryGauge(device)
         torch.manual_seed(config.run.seed)  # the same weights on every rank
         model = build_model(config, tokenizer.vocab_size).to(device)
         momentum = None
@@ -106,6 +110,7 @@ class Session:
             engine=engine,
             shard=shard,
             momentum=momentum,
+            gauge=gauge,
         )
         session._resume()
         with together("writing to the run folder", device):

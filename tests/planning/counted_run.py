@@ -134,7 +134,7 @@ def main() -> None:
         result |= dict(
             zip(("payloads", "ours", "wire"), (per_step(traffic.steps, n) for n in range(3)), strict=True)
         )
-    assert code == 0
+    assert code == 0, code
     result["text"], result["smiles"] = (
         [n for batch in lengths[SKIPPED_STEPS:] for n in batch[m]] for m in (0, 1)
     )

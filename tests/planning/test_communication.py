@@ -8,7 +8,6 @@ from atomas.config import Config, DeepSpeedConfig
 from atomas.planning.communication import plan_communication, wire_factor
 from atomas.planning.sizes import T5Sizes
 from atomas.planning.workload import PairLengths, Workload
-
 from tests.planning.conftest import CountedRun, Counter
 
 TOLERANCE = 0.1

@@ -1,0 +1,123 @@
+"""Memory of a run: planned by component before the first step, and measured beside it after some."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from atomas.data.lengths import TokenLengths
+from atomas.json_files import write_json
+from atomas.planning.memory import MemoryPlan, plan_memory
+from atomas.planning.sizes import T5Sizes
+from atomas.planning.workload import PairLengths, Workload
+from atomas.training.session import Session
+
+logger = logging.getLogger("atomas")
+
+PLANNED_BATCHES = 100
+"""The plan is for the one of the next batches with the most tokens."""
+TOLD_AFTER = 3
+"""Steps after which the peak is told; the first ones still make the optimizer's states."""
+
+
+class MemoryReport:
+    """`memory.json` of an attempt: the plan of rank 0, then what was measured there."""
+
+    def __init__(self, session: Session) -> None:
+        """Print and write the plan, on rank 0."""
+        self._session = session
+        self._enabled = session.placement.rank == 0
+        self._path = session.run.attempt_path / "memory.json"
+        self._steps = 0
+        if self._enabled:
+            self._plan = plan_of_run(session)
+            logger.info(
+                "memory planned for one rank, %.0f MiB at most:\n%s",
+                self._plan.peak / 2**20,
+                "\n".join(self._plan.lines()),
+            )
+            write_json(self._path, {"planned": self._plan.as_dict()})
+
+    def after_step(self) -> None:
+        """Tell the peak of the first steps, and keep that of the whole attempt at its last step."""
+        self._steps += 1
+        last = self._session.step == self._session.config.training.max_steps
+        if not self._enabled or (self._steps != TOLD_AFTER and not last):
+            return
+        peak = self._session.gauge.peak()
+        logger.info(
+            "memory after %d steps: %.0f MiB at most, %.0f MiB were planned",
+            self._steps, peak / 2**20, self._plan.peak / 2**20,
+        )  # fmt: skip
+        measured = {"steps": self._steps, "peak_bytes": peak, "components": held_bytes(self._session)}
+        write_json(self._path, {"planned": self._plan.as_dict(), "measured": measured})
+
+
+def plan_of_run(session: Session) -> MemoryPlan:
+    """The plan of one rank for the longest of the next batches."""
+    config, device, ranks = session.config, session.device, session.placement.world_size
+    t5 = session.engine.module.encoder.backbone.t5
+    tied = not hasattr(t5, "lm_head") or t5.lm_head.weight is t5.shared.weight
+    work = Workload(
+        config,
+        T5Sizes.of_t5(t5.config, tied=tied),
+        _longest_batch(session),
+        config.data.batch_size // ranks,
+        ranks,
+    )
+    return plan_memory(work, config.deepspeed.zero_stage, "cuda" if device.type == "cuda" else "cpu")
+
+
+def _longest_batch(session: Session) -> PairLengths:
+    """Lengths of all ranks' pairs: they are dealt so that every rank has nearly as many tokens."""
+    data, order = session.config.data, session.stream.order
+    # measured and left there when the stream was opened
+    measured = TokenLengths.resolve(session.corpus, data.train_split, session.tokenizer, session.run.path)
+    text = np.minimum(measured.text, data.max_text_tokens).astype(np.int64)
+    smiles = measured.smiles.astype(np.int64)
+    accumulation, size = session.config.training.gradient_accumulation_steps, data.batch_size
+    first, stop = session.step * accumulation, session.config.training.max_steps * accumulation
+    batches = [
+        order.indices(number * size, (number + 1) * size)
+        for number in range(first, max(first + 1, min(stop, first + PLANNED_BATCHES)))
+    ]
+    longest = max(batches, key=lambda members: int(text[members].sum() + smiles[members].sum()))
+    return PairLengths(text=text[longest], smiles=smiles[longest])
+
+
+def held_bytes(session: Session) -> dict[str, int]:
+    """Bytes of the tensors that a rank holds between steps, under the names of the plan's components."""
+    engine, momentum = session.engine, session.momentum
+    seen: set[int] = set()
+    parts = {
+        "parameters": _bytes((_held(p) for p in engine.module.parameters()), seen),
+        "fp32 masters": _bytes(session.shard.masters.values(), seen),
+        "optimizer states": _bytes(
+            (value for state in engine.basic_optimizer.state.values() for value in state.values()), seen
+        ),
+    }
+    if momentum is not None:
+        parts |= {
+            "momentum weights": _bytes((_held(p) for p in momentum.parameters()), seen),
+            "momentum masters": _bytes(momentum.masters.values(), seen),
+            "queue": _bytes(momentum.queue.buffers(), seen),
+        }
+    return {name: size for name, size in parts.items() if size}
+
+
+def _held(parameter: Any) -> Tensor:
+    """What this rank keeps of a parameter: under ZeRO stage 3 its partition."""
+    held: Tensor = getattr(parameter, "ds_tensor", parameter)
+    return held
+
+
+def _bytes(tensors: Iterable[Any], seen: set[int]) -> int:
+    """Bytes of the storages that are not among those `seen`, which they join."""
+    total = 0
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in seen:
+            seen.add(tensor.untyped_storage().data_ptr())
+            total += tensor.untyped_storage().nbytes()
+    return total
