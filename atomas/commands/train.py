@@ -16,7 +16,8 @@ def register(subparsers: Any) -> None:
         "  atomas train --config configs/train/demo.yaml --run.name mine\n"
         "  torchrun --nproc-per-node 2 -m atomas train --config configs/train/demo.yaml --deepspeed.zero_stage 3\n"
         "  srun --kill-on-bad-exit=1 --ntasks-per-node 8 python -m atomas train --config FILE\n"
-        "\nExit code: 0 done, 2 a mistake in the input, 75 stopped by a signal or a KILL file after saving.",
+        "\nExit code: 0 done, 2 a mistake in the input, 75 stopped by a signal or a KILL file after saving,\n"
+        "76 another rank died, failed or hung.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; without it, the defaults")
