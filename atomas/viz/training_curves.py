@@ -37,7 +37,7 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
             color = f"C{number}"
             if kind == "train":
                 axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-                axis.plot(steps, _running_mean(values), color=color, label=name)
+                axis.plot(steps, running_mean(values), color=color, label=name)
             else:
                 axis.plot(steps, 100 * values, color=color, marker="o", markersize=3, label=name)
         axis.set_title(title, fontsize=10)
@@ -52,7 +52,7 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     plt.close(figure)
 
 
-def _running_mean(values: NDArray[np.floating]) -> NDArray[np.floating]:
+def running_mean(values: NDArray[np.floating]) -> NDArray[np.floating]:
     """Mean over a centred window of a thirtieth of the run, shorter at the ends."""
     half = max(1, len(values) // 60)
     sums = np.concatenate([[0.0], np.cumsum(values)])
