@@ -164,7 +164,7 @@ def _activations(work: Workload, device: Device) -> list[Component]:
         own = b * float((lengths.of(target) ** 2).mean())
         crossed = b * float((lengths.of(source) * lengths.of(target)).mean())
         layer = _layer(work, device, written, scores=own) + _attention(
-            work, device, written, b * tokens[source], crossed
+            work, device, written, b * tokens[source], crossed, biased=False
         )
         decoder += _stack_bytes(work, written, sizes.decoder_layers, layer, device)
         largest = max(largest, layer if recomputed else 0.0)
@@ -186,7 +186,7 @@ def _activations(work: Workload, device: Device) -> list[Component]:
 def _stack_bytes(work: Workload, tokens: float, layers: int, layer: float, device: Device) -> float:
     """Layers, the embedding's and the final dropout and norm, and the states that come out."""
     e, width = work.element_bytes, work.width
-    masks = 2 * _mask_bytes(work, device) * tokens * width
+    masks = 2 * _mask_bytes(work) * tokens * width
     inputs = tokens * width * e
     kept = inputs if work.config.model.activation_checkpointing else layer
     return layers * kept + masks + _norm(work, device, tokens) - e * tokens * width + inputs
@@ -194,25 +194,34 @@ def _stack_bytes(work: Workload, tokens: float, layers: int, layer: float, devic
 
 def _layer(work: Workload, device: Device, tokens: float, *, scores: float) -> float:
     """Self-attention and feed-forward layer."""
-    sizes, e, mask = work.t5.backbone, work.element_bytes, _mask_bytes(work, device)
+    sizes, e, mask = work.t5.backbone, work.element_bytes, _mask_bytes(work)
     # input of ReLU or GELU, its output, and in the gated form the other factor and the product
     states = (4 if sizes.gated else 1) * e + (mask + e if mask else 0)
     feed_forward = tokens * (sizes.feed_forward * states + mask * sizes.width)
-    return _attention(work, device, tokens, tokens, scores) + _norm(work, device, tokens) + feed_forward
+    return (
+        _attention(work, device, tokens, tokens, scores, biased=True)
+        + _norm(work, device, tokens)
+        + feed_forward
+    )
 
 
-def _attention(work: Workload, device: Device, queries: float, keys: float, scores: float) -> float:
-    """Norm, projections, and where attention is not fused (CPU) its weights: n^2 H for every sequence.
+def _attention(
+    work: Workload, device: Device, queries: float, keys: float, scores: float, *, biased: bool
+) -> float:
+    """Norm, projections, and what the attention itself keeps.
 
-    On the CPU torch computes it in float32 and keeps scaled queries and keys, values, and the weights before and after
-    dropout with the mask.
+    Fused, that is its output and one number for every query and head. On the CPU torch does not fuse it where a bias
+    has a gradient or weights are dropped: then it is computed in float32, and keeps scaled queries and keys, values,
+    and n^2 H weights for every sequence, with dropout before, after and the mask.
     """
-    sizes, e, mask = work.t5.backbone, work.element_bytes, _mask_bytes(work, device)
-    inside = 4 if device == "cpu" else e
-    projections = sizes.inner * (inside * (queries + 2 * keys) + e * queries)
-    weights = (12 if mask else 4) * work.t5.heads * scores if device == "cpu" else 4 * work.t5.heads * queries
-    fused_output = e * sizes.inner * queries if device == "cuda" else 0
-    return _norm(work, device, queries) + projections + weights + fused_output + mask * sizes.width * queries
+    sizes, e, mask = work.t5.backbone, work.element_bytes, _mask_bytes(work)
+    fused = device == "cuda" or not (biased or mask)
+    projections = sizes.inner * ((e if fused else 4) * (queries + 2 * keys) + e * queries)
+    if fused:
+        inside = (e * sizes.inner + 4 * work.t5.heads) * queries
+    else:
+        inside = (12 if mask else 4) * work.t5.heads * scores
+    return _norm(work, device, queries) + projections + inside + mask * sizes.width * queries
 
 
 def _norm(work: Workload, device: Device, tokens: float) -> float:
@@ -221,11 +230,9 @@ def _norm(work: Workload, device: Device, tokens: float) -> float:
     return tokens * (work.width * (4 + normalised + work.element_bytes) + 4)
 
 
-def _mask_bytes(work: Workload, device: Device) -> int:
-    """Of one element under dropout: on the CPU torch keeps the scaled mask in the dtype of what it multiplies."""
-    if not work.config.model.dropout_rate:
-        return 0
-    return work.element_bytes if device == "cpu" else 1
+def _mask_bytes(work: Workload) -> int:
+    """Of one element under dropout: a bool."""
+    return int(work.config.model.dropout_rate > 0)
 
 
 def _logits(work: Workload, sizes: BackboneSizes) -> float:
