@@ -1,5 +1,6 @@
 """The ragged T5 against transformers' own padded one."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,42 @@ def test_activation_checkpointing_changes_no_gradient(make_tokens: Any) -> None:
     assert [len(calls) for calls in runs] == [2, 4]
     for plain, recomputed in zip(*gradients, strict=True):
         assert_close(recomputed, plain)
+
+
+def _compiled_graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_do_not_recompile_with_lengths(
+    make_tokens: Any, backend: str, recompute: bool
+) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    t5 = build_t5(_model_config(), 40, decoder=True)
+    plain = Backbone(t5, token_budget=30).train()
+    compiled = Backbone(copy.deepcopy(t5), token_budget=30, activation_checkpointing=recompute).train()
+    compiled.compile_blocks(backend)
+    lengths = torch.randint(1, 14, (12, 2, 4), generator=torch.Generator().manual_seed(0)).tolist()
+    graphs = []
+    for number, (source_lengths, target_lengths) in enumerate(lengths):
+        source = make_tokens(source_lengths, seed=2 * number)
+        target = make_tokens(target_lengths, seed=2 * number + 1)
+        losses = []
+        for backbone in (plain, compiled):
+            loss = backbone.language_model_loss(backbone.encode(source), source.lengths, target)
+            loss.backward()
+            with torch.no_grad():
+                losses += [loss.detach(), backbone.eval().encode(source).sum()]
+            backbone.train()
+        assert_close(losses[2:], losses[:2], rtol=1e-5, atol=1e-4)
+        graphs.append(_compiled_graphs())
+    # Projection of one, two and three products, addition and feed-forward; with and without gradient.
+    assert 5 <= graphs[1] <= 12
+    assert set(graphs[1:]) == {graphs[1]}
+    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+        assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_ranks_run_equally_many_passes(make_tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:

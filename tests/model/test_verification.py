@@ -126,7 +126,7 @@ def _record_training(folder: Path, *, width: int, pairs: int, queue: int, tied: 
             values = model(batch, targets)
             optimizer.zero_grad()
             values["loss"].backward()
-            momentum.enqueue(batch, targets)
+            momentum.enqueue(targets)
             if not step:
                 for name, parameter in model.named_parameters():
                     assert parameter.grad is not None
