@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from atomas.distributed.flight_recorder import FORMAT
 from atomas.errors import AtomasError
 
 _CAUSES = (
@@ -131,6 +132,8 @@ def _flights(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             flight = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise AtomasError(f"{path} cannot be read: {error}") from None
+        if flight.get("format") != FORMAT:
+            raise AtomasError(f"{path} has format {flight.get('format')!r}, not {FORMAT!r}")
         yield flight["rank"], flight
 
 
