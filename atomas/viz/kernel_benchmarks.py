@@ -27,9 +27,9 @@ def read_report(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise AtomasError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise AtomasError(f"{path} is not a report of `atomas bench kernels`") from error
+        raise AtomasError(f"{path} is not a report of `atomas bench`") from error
     if not complete or not report["rows"]:
-        raise AtomasError(f"{path} holds no measurement; run `atomas bench kernels --json {path}`")
+        raise AtomasError(f"{path} holds no measurement; run `atomas bench` with --json {path}")
     return report
 
 

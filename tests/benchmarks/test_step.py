@@ -1,6 +1,7 @@
 """The step benchmark: the published form is the published form, ours and its ablations compute the same."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,23 @@ import torch
 from safetensors.torch import load_file
 from transformers import T5Config
 
-from atomas.benchmarks.step.measurement import Job, measure
-from atomas.benchmarks.step.pairs import TokenPair, draw_batches
+from atomas.benchmarks.step.measurement import Job, build_step, measure
+from atomas.benchmarks.step.pairs import TokenPair, collate, draw_batches
 from atomas.benchmarks.step.presets import PRESETS, Preset
 from atomas.benchmarks.step.published import PaddedBatch, PublishedModel
 from atomas.benchmarks.step.same_loss import TOLERANCE, check_same_loss
-from atomas.benchmarks.step.switches import OURS, PUBLISHED, ablation_providers, path_providers
+from atomas.benchmarks.step.switches import (
+    OURS,
+    PUBLISHED,
+    SWITCHES,
+    ablation_providers,
+    path_providers,
+    replace_operators,
+)
 from atomas.data.batching import PairBatch, RaggedTokens
+from atomas.distributed.process_group import process_group
 from atomas.errors import AtomasError
+from atomas_kernels import registry
 
 SMALL = Preset(d_model=32, d_kv=8, d_ff=64, layers=2, heads=4, vocabulary=160, queue=16, length=64)
 
@@ -37,7 +47,7 @@ def job(provider: str, *, steps: int = 3, world_size: int = 1, limit: int = 1 <<
         provider=provider,
         preset=SMALL,
         config=config,
-        batches=batches(steps),
+        batches=batches(3)[:steps],
         warm_up=1,
         seconds=60,
         memory_limit=limit,
@@ -82,18 +92,55 @@ def test_another_loss_is_noticed() -> None:
         check_same_loss(other, SMALL, torch.device("cpu"))
 
 
-def test_what_is_switched_off_changes_no_loss() -> None:
+@pytest.fixture
+def alone() -> Iterator[torch.device]:
+    with process_group(job(OURS).config.run) as (_, device):
+        yield device
+
+
+def losses(provider: str, device: torch.device) -> list[dict[str, float]]:
+    """Of every step."""
+    step = build_step(job(provider), device)
+    found = []
+    for number, pairs in enumerate(job(provider).batches):
+        found.append({name: float(value) for name, value in step(collate(pairs, 4 * number)).items()})
+    return found
+
+
+@pytest.mark.parametrize(
+    "provider",
+    [name for name in (*ablation_providers(), *path_providers()) if name not in (OURS, PUBLISHED)],
+)
+def test_what_is_switched_off_changes_no_loss(
+    provider: str, alone: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = losses(OURS, alone)
+    monkeypatch.setattr(registry, "_IMPLEMENTATIONS", dict(registry._IMPLEMENTATIONS))
+    others = losses(provider, alone)
+    for ours_of_step, other in zip(ours, others, strict=True):
+        for name in ("loss", "loss/global", "loss/hierarchical", "loss/lm"):
+            assert other[name] == pytest.approx(ours_of_step[name], rel=1e-4), name
+
+
+def test_every_switch_changes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, switch in SWITCHES.items():
+        assert switch.operators or switch.model or switch.optimizer, name
+        for operator, _ in switch.operators:
+            table = dict(registry._IMPLEMENTATIONS)
+            monkeypatch.setattr(registry, "_IMPLEMENTATIONS", table)
+            before = registry._select(operator, torch.device("cpu"), torch.float32).target
+            replace_operators((name,))
+            assert registry._select(operator, torch.device("cpu"), torch.float32).target != before
+            monkeypatch.undo()
+
+
+def test_a_provider_in_a_process_of_its_own() -> None:
     ours = measure(job(OURS))[0]
     assert ours.status == "ok", ours.reason
-    assert len(ours.seconds) == 2
+    assert len(ours.seconds) == len(ours.cpu_seconds) == len(ours.phases) == 2
     assert ours.base_mb is not None
     assert ours.peak_mb is not None
     assert ours.peak_mb >= ours.base_mb
-    for provider in {*ablation_providers(), *path_providers()} - {OURS, PUBLISHED}:
-        other = measure(job(provider, steps=2))[0]
-        assert other.status == "ok", f"{provider}: {other.reason}"
-        for name in ("loss", "loss/global", "loss/hierarchical", "loss/lm"):
-            assert other.losses[name] == pytest.approx(ours.losses[name], rel=1e-4), f"{provider}: {name}"
 
 
 def test_too_little_memory_is_a_result() -> None:

@@ -74,9 +74,8 @@ class Measurement:
 
 def measure(job: Job) -> list[Measurement]:
     """Run `job` in a new process for each rank. Whatever happens there, the answer is measurements, one of each."""
-    # Forked from a server that has imported everything: no process pays for that, and none inherits tensors.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["atomas.benchmarks.step.preload"])
+    # Nothing is inherited: what is resident there is what such a run needs, its libraries among it.
+    context = multiprocessing.get_context("spawn")
     port = _free_port()
     pipes, processes = [], []
     for rank in range(job.world_size):
@@ -142,7 +141,7 @@ def _rank(job: Job) -> Iterator[torch.device]:
 
 def _run(job: Job, device: torch.device, found: Measurement) -> None:
     found.base_mb = memory_mb(device)["peak_memory_mb"]
-    step = _build(job, device)
+    step = build_step(job, device)
     timer = StepTimer(device)
     begun = time.perf_counter()
     with observed_by(timer):
@@ -165,7 +164,8 @@ def _run(job: Job, device: torch.device, found: Measurement) -> None:
             found.peak_mb = max(found.peak_mb or 0.0, memory_mb(device)["peak_memory_mb"])
 
 
-def _build(job: Job, device: torch.device) -> Step:
+def build_step(job: Job, device: torch.device) -> Step:
+    """What `job` measures, for one rank inside its process group."""
     if job.provider == PUBLISHED:
         from atomas.benchmarks.step.published_step import PublishedStep
 

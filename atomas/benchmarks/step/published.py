@@ -68,6 +68,9 @@ def _padded(tokens: RaggedTokens, length: int) -> tuple[Tensor, Tensor]:
 class PublishedModel(nn.Module):
     """Text to SMILES, aligned globally and on three levels."""
 
+    text_linear_m: nn.Linear
+    smiles_linear_m: nn.Linear
+
     def __init__(self, t5: T5Config, *, length: int, queue_size: int, tie_noise: float = 1e-6) -> None:
         """Random weights. `tie_noise` is the random part of densities, 0 to repeat."""
         super().__init__()

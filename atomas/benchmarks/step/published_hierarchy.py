@@ -20,14 +20,13 @@ class TokenMerge(nn.Module):
         super().__init__()
         self.ratio = ratio
         self.tie_noise = tie_noise
-        self.conv = nn.Module()
-        self.conv.conv = nn.Conv1d(width, width, kernel_size=3, padding=1, bias=False)
+        self.conv = nn.ModuleDict({"conv": nn.Conv1d(width, width, kernel_size=3, padding=1, bias=False)})
         self.norm = nn.LayerNorm(width)
         self.score = nn.Linear(width, 1)
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Merged tokens [B, K, D], the tokens they were made of [B, N, D], and the score [B, N] of each."""
-        tokens = self.norm(tokens + self.conv.conv(tokens.transpose(1, 2)).transpose(1, 2))
+        tokens = self.norm(tokens + self.conv["conv"](tokens.transpose(1, 2)).transpose(1, 2))
         score = self.score(tokens).squeeze(2)
         weight = score.exp() if mask is None else score.exp() * mask
         clusters = math.ceil(self.ratio * tokens.shape[1])
@@ -43,18 +42,17 @@ class MergedAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(width)
-        self.attn = nn.Module()
-        self.attn.q = nn.Linear(width, width)
-        self.attn.kv = nn.Linear(width, 2 * width)
-        self.attn.proj = nn.Linear(width, width)
+        self.attn = nn.ModuleDict(
+            {"q": nn.Linear(width, width), "kv": nn.Linear(width, 2 * width), "proj": nn.Linear(width, width)}
+        )
 
     def forward(self, merged: Tensor, tokens: Tensor, score: Tensor) -> Tensor:
         """[B, K, D] from [B, K, D], [B, N, D] and [B, N]."""
-        query = self._heads(self.attn.q(self.norm1(merged)))
-        key, value = (self._heads(x) for x in self.attn.kv(self.norm1(tokens)).chunk(2, dim=2))
+        query = self._heads(self.attn["q"](self.norm1(merged)))
+        key, value = (self._heads(x) for x in self.attn["kv"](self.norm1(tokens)).chunk(2, dim=2))
         logits = query @ key.transpose(2, 3) * query.shape[3] ** -0.5 + score[:, None, None, :]
         attended = (logits.softmax(dim=3) @ value).transpose(1, 2).flatten(2)
-        output: Tensor = merged + self.attn.proj(attended)
+        output: Tensor = merged + self.attn["proj"](attended)
         return output
 
     def _heads(self, x: Tensor) -> Tensor:
