@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from atomas.phases import CollectiveKind
+from atomas.planning.memory import stage_3_reuse
 from atomas.planning.workload import Workload
 
 Backend = Literal["nccl", "gloo"]
@@ -93,7 +94,8 @@ def _engine(work: Workload, stage: int) -> list[Traffic]:
     """What DeepSpeed sends for gradients and weights.
 
     Stages 1 and 2 reduce gradients over all ranks, of which each keeps its own part, and gather the stepped weights.
-    Stage 3 gathers weights for every forward and every backward pass, and scatters the sums of gradients.
+    Stage 3 gathers weights for every forward pass, and again for the backward pass those that it has not kept, and
+    scatters the sums of gradients.
     """
     weights = work.weight_bytes * work.parameters.total
     passes = -(-work.pairs // work.micro_pairs)
@@ -108,10 +110,10 @@ def _engine(work: Workload, stage: int) -> list[Traffic]:
     cached = 1 if passes > 1 else 0
     rounds = accumulation * passes
     layers = work.t5.backbone.layers + work.t5.backbone.decoder_layers
-    part = weights / work.ranks
+    part, again = weights / work.ranks, 1 - stage_3_reuse(work)
     return [
         Traffic("weights, forward", "all_gather", rounds * (1 + cached) * part, layers * rounds, "backward"),
-        Traffic("weights, backward", "all_gather", rounds * part, layers * rounds, "backward"),
+        Traffic("weights, backward", "all_gather", rounds * again * part, layers * rounds, "backward"),
         Traffic("gradients", "reduce_scatter", rounds * weights, layers * rounds, "backward"),
     ]
 

@@ -25,8 +25,9 @@ _MATCH_LIMIT: dict[Device, tuple[int, int]] = {"cpu": (2, 64 * 2**20), "cuda": (
 """Bytes of a match of the token interaction, and up to which size all of them are kept for the backward pass."""
 _REDUCE_BUCKET = 5e8
 """Elements of DeepSpeed's gradient buckets, unless `deepspeed.extra` says otherwise."""
-_PERSISTENT, _PREFETCHED, _LIVE = 1e5, 5e7, 1e9
-"""Elements that stage 3 keeps gathered: small parameters, what is fetched ahead, the most that live at once."""
+_REUSE_DISTANCE = 1e9
+_PREFETCHED, _LIVE = 5e7, 1e9
+"""Elements that stage 3 fetches ahead, and the most that it keeps gathered at once."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,23 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
     if stage == 0 and work.ranks > 1:
         components.append(Component("flattened gradients", width * total, "update"))
     if stage == 3:
-        gathered = min(total, _LIVE, _PERSISTENT + _PREFETCHED + _largest(work))
+        kept = stage_3_reuse(work) * total
+        gathered = min(total, _LIVE, kept + _PREFETCHED + _largest(work))
         components.append(Component("gathered parameters", width * gathered, "graph"))
     if work.config.training.precision == "bf16_autocast":
         components.append(Component("bf16 copies of weights", 2 * total, "graph"))
     return components
+
+
+def stage_3_reuse(work: Workload) -> float:
+    """Share of the parameters that stage 3 keeps gathered from the forward to the backward pass.
+
+    DeepSpeed does not release what is read again within `stage3_max_reuse_distance` elements; for the first layer
+    that distance is twice the model.
+    """
+    zero = work.config.deepspeed.extra.get("zero_optimization", {})
+    distance = float(zero.get("stage3_max_reuse_distance", _REUSE_DISTANCE))
+    return min(1.0, distance / (2 * work.parameters.total))
 
 
 def _bucket_elements(work: Workload, total: float, device: Device) -> float:

@@ -32,8 +32,9 @@ def test_two_ranks_send_what_is_planned(count: Counter) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize(("exchange", "ranks"), [("allgather", 4), ("ring", 4), ("ring", 2)])
+@pytest.mark.parametrize(
+    ("stage", "exchange", "ranks"), [(3, "allgather", 4), (1, "ring", 4), (0, "ring", 2), (3, "ring", 2)]
+)
 def test_ranks_send_what_is_planned(count: Counter, stage: int, exchange: str, ranks: int) -> None:
     # ranks pad to the longest of them, which fewer pairs would make felt
     keys = (
