@@ -103,15 +103,16 @@ def run(args: argparse.Namespace, describe: Callable[[Sequence[str]], Run | None
     described = describe(args.command)
     job = _job(args, profile, described)
     rendered = render(job, profile)
-    for line in summary(job, profile, described):
-        print(line)
+    for line in summary(
+        job, profile, described
+    ):  # what the command itself prints stays alone in standard output
+        print(line, file=sys.stdout if args.dry_run else sys.stderr)
     kill = None if job.run_directory is None else job.run_directory / "KILL"
     if kill is not None and kill.exists():
         raise LaunchError(f"{kill} exists, so the run would stop at once: remove it to go on")
     if args.dry_run:
         print(dry_run(rendered, job))
         return 0
-    sys.stdout.flush()
     return _start(rendered, job, profile)
 
 
@@ -238,7 +239,7 @@ def _start(rendered: Rendered, job: JobSpec, profile: ClusterProfile) -> int:
     record.start_ticks = records.start_ticks(record.pid)
     record.id = f"{profile.backend}-{job.identifier.rpartition('-')[2]}"
     records.write_record(record)
-    print(f"started {record.id}: `atomas launch status|logs|cancel {record.id}`", flush=True)
+    print(f"started {record.id}: `atomas launch status|logs|cancel {record.id}`", file=sys.stderr)
     record.exit_code = runner.run_together(rendered.commands)
     records.write_record(record)
     return record.exit_code

@@ -20,7 +20,7 @@ from atomas_launcher.placement import PlacementError, find_placement
 
 _SIOCGIFADDR = 0x8915  # <linux/sockios.h>
 _ARPHRD_INFINIBAND = "32"  # <linux/if_arp.h>
-_DOCUMENTATION_ADDRESS = "192.0.2.1"  # RFC 5737: nobody's, so the way there is the default route
+_DOCUMENTATION_ADDRESS = "198.51.100.1"  # RFC 5737: nobody's, so the way there is the default route
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ INFINIBAND = Interface(name="ib0", address="10.9.0.7", is_fast=True)
 @pytest.fixture
 def routes(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Host -> this host's address on the way there; the default route goes by eth0."""
-    known = {"192.0.2.1": ETHERNET.address, "n1": SECOND.address, "own-name": "127.0.0.1"}
+    known = {"198.51.100.1": ETHERNET.address, "n1": SECOND.address, "own-name": "127.0.0.1"}
     monkeypatch.setattr(worker, "_address_towards", known.get)
     return known
 

@@ -110,7 +110,7 @@ def _pytorch_job(job: JobSpec, profile: ClusterProfile) -> dict[str, Any]:
         "terminationGracePeriodSeconds": profile.warning_seconds,
     }
     replica = {"restartPolicy": "OnFailure", "template": {"spec": pod}}
-    replicas = {"Master": {"replicas": 1, **replica}}
+    replicas: dict[str, Any] = {"Master": {"replicas": 1, **replica}}
     if job.nodes > 1:
         replicas["Worker"] = {"replicas": job.nodes - 1, **replica}
     policy: dict[str, Any] = {"cleanPodPolicy": "None"}
