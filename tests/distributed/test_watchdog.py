@@ -102,7 +102,7 @@ def test_the_flight_recorder_keeps_the_last_steps(tmp_path: Path) -> None:
 
 
 def _rank(rank: int, folder: str) -> None:
-    """Rank 1 leaves two collectives out and stays in a phase that nobody limits."""
+    """All take longer than the limit where nobody waits; then rank 1 does where the others wait for it."""
     log = Path(folder) / f"log_{rank}"
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY)
     os.dup2(descriptor, 2)
@@ -117,9 +117,9 @@ def _rank(rank: int, folder: str) -> None:
         watchdog.folder = Path(folder)
         for step in range(1, 10):
             watchdog.begin_step(step)
-            if rank == 1 and step == 4:
-                with phase("encoder"):
-                    time.sleep(600)
+            if step == 2 or (step == 4 and rank == 1):
+                with phase("evaluation"):
+                    time.sleep(6 if step == 2 else 600)
             all_reduce(torch.ones(1), "vote")
     raise AssertionError("the watchdog lets nobody come here")
 
@@ -136,7 +136,7 @@ def test_a_hanging_rank_ends_all_of_them_with_one_line(tmp_path: Path) -> None:
     assert [process.exitcode for process in ranks] == [LOST_RANK_EXIT_CODE] * 3
     lines = (tmp_path / "log_0").read_text().splitlines()
     assert len(lines) == 1
-    assert "is in step 4, encoder, and the others have waited 5 s" in lines[0]
+    assert "is in step 4, evaluation, and the others have waited 5 s" in lines[0]
     assert lines[0].startswith("rank 1 (")
     assert lines[0].endswith("rank 0 was in step 4, all_reduce of vote")
     assert (tmp_path / "log_2").read_text() == ""  # on the console once
