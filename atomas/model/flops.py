@@ -131,6 +131,7 @@ def count_step_flops(
     *,
     queue: int = 0,
     encoded_twice: bool = False,
+    scored_twice: bool = False,
 ) -> StepFlops:
     """FLOPs of one contrastive batch over all ranks together.
 
@@ -143,6 +144,8 @@ def count_step_flops(
         smiles_lengths: tokens of each of the B SMILES, in the same order.
         queue: pairs that the queue holds.
         encoded_twice: gradient caching repeats encoder and levels, first without a graph.
+        scored_twice: token interactions in tiles, which gradient caching and `loss.exchange = "ring"` need, are made
+            again for their gradient.
     """
     text, smiles = np.asarray(text_lengths, dtype=np.int64), np.asarray(smiles_lengths, dtype=np.int64)
     loss, recomputed = config.loss, config.model.activation_checkpointing
@@ -163,9 +166,11 @@ def count_step_flops(
         decoder = sum(decoder_flops(sizes, source, target) for source, target in directions)
         parts["decoder"] = _trained(decoder, recomputed=recomputed)
         parts["lm_loss"] = _trained(sum(lm_head_flops(sizes, target) for _, target in directions))
-    if encoded_twice:
-        for name in {"encoder", "polymerisation", "importance"} & parts.keys():
-            parts[name] += PartFlops(redundant=parts[name].forward)
+    repeated = {"encoder", "polymerisation", "importance"} if encoded_twice else set()
+    if scored_twice:
+        repeated.add("interaction")
+    for name in repeated & parts.keys():
+        parts[name] += PartFlops(redundant=parts[name].forward)
     return StepFlops(**parts)
 
 

@@ -60,12 +60,14 @@ class Instruments:
         of_all = all_reduce(
             torch.tensor([peak.per_second], dtype=torch.float64, device=device), "peak FLOP/s"
         )
+        cached = session.micro_batches > 1
         meter = StepMeter(
             config,
             BackboneSizes.of_t5(session.engine.module.encoder.backbone.t5.config),
             device,
             peak_flops=float(of_all),
-            encoded_twice=session.micro_batches > 1,
+            encoded_twice=cached,
+            scored_twice=cached or (config.loss.exchange == "ring" and placement.world_size > 1),
         )
         with together("writing the memory plan", device):
             memory = MemoryReport(session)

@@ -29,11 +29,12 @@ class StepMeter:
         *,
         peak_flops: float,
         encoded_twice: bool,
+        scored_twice: bool,
     ) -> None:
-        """`peak_flops` is that of all ranks' devices together, per second; `encoded_twice` as in counting FLOPs."""
+        """`peak_flops` is that of all ranks' devices together, per second; the rest as in `count_step_flops`."""
         self.timer = StepTimer(device)
         self._config, self._sizes, self._device = config, sizes, device
-        self._peak, self._encoded_twice = peak_flops, encoded_twice
+        self._peak, self._encoded_twice, self._scored_twice = peak_flops, encoded_twice, scored_twice
         self._lengths: list[Tensor] = []
         self._queues: list[int] = []
 
@@ -76,7 +77,12 @@ class StepMeter:
         flops = sum(
             (
                 count_step_flops(
-                    self._config, self._sizes, *lengths.T, queue=queue, encoded_twice=self._encoded_twice
+                    self._config,
+                    self._sizes,
+                    *lengths.T,
+                    queue=queue,
+                    encoded_twice=self._encoded_twice,
+                    scored_twice=self._scored_twice,
                 )
                 for lengths, queue in zip(batches, self._queues, strict=True)
             ),

@@ -132,10 +132,11 @@ def test_recomputation_counts_for_the_hardware_only(make_model: Any) -> None:
 
     sizes = BackboneSizes.of_model(ModelConfig(), 100)
     once, twice = (
-        count_step_flops(Config(), sizes, TEXT, SMILES, encoded_twice=cached) for cached in (False, True)
+        count_step_flops(Config(), sizes, TEXT, SMILES, encoded_twice=cached, scored_twice=cached)
+        for cached in (False, True)
     )
     assert twice.model == once.model
-    again = once.encoder + once.polymerisation + once.importance
+    again = once.encoder + once.polymerisation + once.importance + once.interaction
     assert twice.hardware - once.hardware == again.forward
 
 

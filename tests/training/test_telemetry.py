@@ -89,7 +89,7 @@ def _batch(text: list[int], smiles: list[int]) -> PairBatch:
 
 def test_rates_of_an_accumulated_step(clock: Clock) -> None:
     config, sizes = Config(), BackboneSizes.of_model(Config().model, 100)
-    meter = StepMeter(config, sizes, CPU, peak_flops=1e9, encoded_twice=False)
+    meter = StepMeter(config, sizes, CPU, peak_flops=1e9, encoded_twice=False, scored_twice=True)
     clock.now += 100  # an evaluation
     meter.begin()
     meter.count(_batch([5, 7], [3, 2]), queue=0)
@@ -102,8 +102,8 @@ def test_rates_of_an_accumulated_step(clock: Clock) -> None:
     assert (record["step_seconds"], record["seconds/data"], record["seconds/data_max"]) == (2, 0.5, 0.5)
     assert (record["pairs_per_second"], record["tokens_per_second"]) == (2, 32 / 2)
     assert record["padding_avoided"] == pytest.approx(1 - 32 / (14 + 6 + 8 + 12))
-    flops = count_step_flops(config, sizes, [5, 7], [3, 2]) + count_step_flops(
-        config, sizes, [4, 4], [6, 1], queue=2
+    flops = count_step_flops(config, sizes, [5, 7], [3, 2], scored_twice=True) + count_step_flops(
+        config, sizes, [4, 4], [6, 1], queue=2, scored_twice=True
     )
     assert record["flops_per_second"] == flops.model / 2
     assert record["mfu"] == pytest.approx(flops.model / 2e9)
@@ -267,3 +267,28 @@ def test_steps_to_trace(text: str, steps: list[int]) -> None:
 def test_wrong_steps_to_trace(text: str) -> None:
     with pytest.raises(AtomasError, match=r"training\.trace_steps"):
         TrainingConfig(trace_steps=text)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="times a CUDA stream")
+def test_time_of_a_stream() -> None:
+    """Host work behind queued kernels takes no time, and waiting for the host does."""
+    device = torch.device("cuda")
+    matrix = torch.randn(8192, 8192, device=device)
+    torch.mm(matrix, matrix)
+    timer = StepTimer(device)
+    timer.lap()
+    started = time.perf_counter()
+    with observed_by(timer):
+        with phase("encoder"):
+            for _ in range(20):
+                torch.mm(matrix, matrix)
+        with phase("data"):
+            time.sleep(0.01)  # the device is still busy
+        with phase("decoder"):
+            torch.cuda.synchronize()
+            time.sleep(0.1)
+    seconds = timer.lap()
+    assert sum(seconds.values()) == pytest.approx(time.perf_counter() - started, abs=5e-3)
+    assert seconds["encoder"] > 0.02
+    assert seconds["data"] < 5e-3
+    assert seconds["decoder"] == pytest.approx(0.1, abs=0.02)
