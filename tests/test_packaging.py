@@ -15,7 +15,11 @@ PACKAGES = {
     "atomas_kernels": "kernels/atomas_kernels",
     "atomas_launcher": "launcher/atomas_launcher",
 }
-IMPORT_NAMES = {"pyyaml": "yaml", "rouge-score": "rouge_score"}
+IMPORT_NAMES = {
+    "pyyaml": "yaml",
+    "rouge-score": "rouge_score",
+    "kubeflow-trainer-api": "kubeflow_trainer_api",
+}
 TOOLS = {"ruff", "mypy", "pytest"}  # run, not imported
 
 

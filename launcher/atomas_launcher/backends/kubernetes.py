@@ -94,7 +94,7 @@ def _train_job(job: JobSpec, profile: ClusterProfile) -> dict[str, Any]:
 
 
 def _pytorch_job(job: JobSpec, profile: ClusterProfile) -> dict[str, Any]:
-    container = {
+    container: dict[str, Any] = {
         "name": "pytorch",  # the operator looks for this name
         "image": profile.container.image,
         "command": _command(job, profile),
