@@ -249,25 +249,31 @@ class Session:
             )
         state = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
         _check_identity(state["identity"], self._identity(), checkpoint)
-        with together(f"reading {checkpoint.name}", self.device), SavedShards.open(checkpoint) as saved:
-            read_shard(saved, self.shard, None if self.momentum is None else self.momentum.masters)
-        self.shard.set_scale(state["loss_scale"])
+        with together(f"reading {checkpoint.name}", self.device):
+            self._read(checkpoint, state)
         self.shard.give_weights()
         if self.momentum is not None:
             self.momentum.refresh()
+        logger.info("continuing %s at step %d", checkpoint, self.step)
+
+    def _read(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        """What this rank holds of a checkpoint that any number of ranks may have written, whatever their ZeRO stage."""
+        with SavedShards.open(checkpoint) as saved:
+            read_shard(saved, self.shard, None if self.momentum is None else self.momentum.masters)
+        self.shard.set_scale(state["loss_scale"])
+        if self.momentum is not None:
             for name, value in load_file(checkpoint / "queue.safetensors").items():
                 getattr(self.momentum.queue, name).copy_(value)
             self.momentum.queue.set_extra_state(state["queue"])
         self.step, self.best_score = state["step"], state["best_score"]
         rank = self.placement.rank
-        if state["world_size"] == self.placement.world_size:
-            random_state = load_file(checkpoint / "rng" / f"rank_{rank:04d}.safetensors")
-            torch.set_rng_state(random_state["cpu"])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(random_state["cuda"], self.device)
-        else:
+        if state["world_size"] != self.placement.world_size:
             _seed_dropout(self.config.run.seed, self.step, rank)
-        logger.info("continuing %s at step %d", checkpoint, self.step)
+            return
+        random_state = load_file(checkpoint / "rng" / f"rank_{rank:04d}.safetensors")
+        torch.set_rng_state(random_state["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(random_state["cuda"], self.device)
 
     def _t5_config(self) -> Any:
         return self.engine.module.encoder.backbone.t5.config

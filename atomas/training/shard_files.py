@@ -92,7 +92,7 @@ class SavedShards:
         try:
             with contextlib.ExitStack() as stack:
                 yield cls({path: stack.enter_context(safe_open(path, "pt")) for path in paths})
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError) as error:
             raise AtomasError(f"checkpoint {checkpoint} cannot be read: {error}") from error
 
     def names(self, kind: str) -> list[str]:

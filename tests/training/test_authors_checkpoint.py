@@ -15,7 +15,7 @@ from atomas.data.batching import PairBatch, RaggedTokens
 from atomas.data.tokenizer import AtomasTokenizer
 from atomas.model.atomas import AtomasModel
 from atomas.model.backbone import t5_from_config
-from atomas.model.momentum import Momentum
+from atomas.model.momentum_encoder import Momentum
 from atomas.training.authors_checkpoint import ImportedModel, interpret, read_state
 from atomas.training.model_files import build_model, load_weights, read_model
 

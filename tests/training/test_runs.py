@@ -45,6 +45,46 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(train: Trainer, tmp_path
     assert trainer_state(newest)["samples"] == 96
 
 
+def _continue_elsewhere(
+    train: Trainer, runs: Path, first: tuple[int, tuple[str, ...]], then: tuple[int, tuple[str, ...]]
+) -> None:
+    """Four steps as `first` (ranks, overrides) says, and steps three and four again as `then` does."""
+    common = ("--training.max_steps=4", "--model.dropout_rate=0")
+    train("run", *common, "--checkpoint.every=2", *first[1], ranks=first[0])
+    run = runs / "run"
+    (run / CHECKPOINTS / "step_00000004").rename(runs / "whole")
+    whole = losses(run)
+    done = train("run", *common, *then[1], ranks=then[0])
+    assert "step_00000002 at step 2" in done.stderr
+    assert losses(run)[:2] == whole[:2]
+    assert losses(run) == pytest.approx(whole, rel=1e-4)
+    newest = run / CHECKPOINTS / "step_00000004"
+    assert trainer_state(newest)["queue"] == trainer_state(runs / "whole")["queue"]
+    for name in ("model/momentum.safetensors", "queue.safetensors"):
+        one, other = (load_file(folder / name) for folder in (newest, runs / "whole"))
+        assert one.keys() == other.keys()
+        for key, value in other.items():
+            torch.testing.assert_close(one[key], value, rtol=1e-3, atol=1e-4)
+    files = {path.relative_to(newest).as_posix() for path in newest.rglob("*") if path.is_file()}
+    assert files - {"manifest.json"} == verify_checkpoint(newest)["files"].keys()
+    assert sum(name.startswith("shards/") for name in files) == then[0]
+
+
+def test_a_run_continues_with_fewer_ranks_and_another_stage(train: Trainer, tmp_path: Path) -> None:
+    first, then = (2, ("--deepspeed.zero_stage=3",)), (1, ("--deepspeed.zero_stage=1",))
+    _continue_elsewhere(train, tmp_path / "runs", first, then)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "stage", "then_ranks", "then_stage"), [(1, 1, 2, 3), (2, 2, 4, 0)])
+def test_a_run_continues_with_more_ranks(
+    train: Trainer, tmp_path: Path, ranks: int, stage: int, then_ranks: int, then_stage: int
+) -> None:
+    first = (ranks, (f"--deepspeed.zero_stage={stage}",))
+    then = (then_ranks, (f"--deepspeed.zero_stage={then_stage}",))
+    _continue_elsewhere(train, tmp_path / "runs", first, then)
+
+
 def test_every_metric_is_there(train: Trainer, tmp_path: Path) -> None:
     train("metrics", "--training.max_steps=2", "--evaluation.every=2", "--loss.task=both", ranks=2)
     run = tmp_path / "runs" / "metrics"
