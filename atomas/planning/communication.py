@@ -85,7 +85,7 @@ def plan_communication(work: Workload, stage: int) -> CommunicationPlan:
     if work.ranks == 1:
         return CommunicationPlan((), 1)
     batches = work.config.training.gradient_accumulation_steps
-    of_batch = [item.times(batches) for item in (*_losses(work), *_tokens(work))]
+    of_batch = [item.times(batches) for item in (*loss_traffic(work), *token_traffic(work))]
     items = [*_engine(work, stage), *of_batch, *_momentum(work, stage)]
     return CommunicationPlan(tuple(item for item in items if item.payload), work.ranks)
 
@@ -118,7 +118,7 @@ def _engine(work: Workload, stage: int) -> list[Traffic]:
     ]
 
 
-def _losses(work: Workload) -> list[Traffic]:
+def loss_traffic(work: Workload) -> list[Traffic]:
     """Features of the global loss, and the small facts that all ranks need of the batch."""
     loss, b, width = work.config.loss, work.pairs, work.width
     aligned = sum(level.aligned for level in work.levels["text"])
@@ -137,7 +137,7 @@ def _losses(work: Workload) -> list[Traffic]:
     return items
 
 
-def _tokens(work: Workload) -> list[Traffic]:
+def token_traffic(work: Workload) -> list[Traffic]:
     """Tokens and weights of the smaller modality, one row [D + 1] of float32 for each, at every level.
 
     `allgather`: once forward, and the gradient is summed where it belongs. `ring`: W - 1 hops forward; in the backward

@@ -95,7 +95,8 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
     accumulates = work.config.training.gradient_accumulation_steps > 1 or work.micro_pairs < work.pairs
     bucket = _bucket_elements(work, total, device) if stage else 0
     # what one step of AdamW makes on the way; a fused one makes nothing
-    step = 0 if device == "cuda" else 2 * 4 * (total * sharded if stage else _largest(work))
+    fused = work.config.deepspeed.offload == "none"
+    step = 0 if fused else 2 * 4 * (total * sharded if stage else _largest(work))
     components = [
         Component("parameters", width * total * (share if stage == 3 else 1), "always"),
         Component("fp32 masters", 4 * total * sharded * has_masters, "always", on_host=offloaded),

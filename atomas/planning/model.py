@@ -67,7 +67,7 @@ def plan_step(work: Workload, stage: int, cluster: Cluster, assumed: Assumptions
     communication = plan_communication(work, stage)
     seconds = dict.fromkeys(("no", "backward", "interaction"), 0.0)
     for item in communication.traffic:
-        seconds[item.hidden] += _seconds(item, cluster, assumed)
+        seconds[item.hidden] += traffic_seconds(item, cluster, assumed)
     backward = compute.backbone_seconds * _backward_share(compute) * assumed.overlap_fraction
     exposed = (
         seconds["no"]
@@ -85,7 +85,8 @@ def plan_step(work: Workload, stage: int, cluster: Cluster, assumed: Assumptions
     )
 
 
-def _seconds(item: Traffic, cluster: Cluster, assumed: Assumptions) -> float:
+def traffic_seconds(item: Traffic, cluster: Cluster, assumed: Assumptions) -> float:
+    """If nothing else is sent at the same time."""
     neighbours = item.kind == "exchange"
     rate = cluster.neighbour_bytes_per_second if neighbours else cluster.collective_bytes_per_second
     latency = item.messages(cluster.nodes) * assumed.latency_seconds if cluster.nodes > 1 else 0.0

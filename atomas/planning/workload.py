@@ -1,9 +1,9 @@
 """What one rank works on: a configuration, its T5, the lengths of its sequences, b pairs and W ranks."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,8 @@ class Workload:
     lengths: PairLengths
     pairs: int
     ranks: int = 1
+    sent: Modality | None = None
+    """The modality that is exchanged between ranks; None: that with fewer tokens"""
 
     @property
     def width(self) -> int:
@@ -159,7 +161,9 @@ class Workload:
 
     @property
     def travelling(self) -> Modality:
-        """The modality with fewer tokens: what is exchanged between ranks."""
+        """What is exchanged between ranks."""
+        if self.sent is not None:
+            return self.sent
         return "smiles" if self.tokens["smiles"] <= self.tokens["text"] else "text"
 
     @property
@@ -172,7 +176,3 @@ class Workload:
             "both": [("text", "smiles"), ("smiles", "text")],
         }
         return directions[loss.task] if loss.lm_weight else []
-
-    def changed(self, **values: Any) -> "Workload":
-        """The same with some fields replaced."""
-        return replace(self, **values)
