@@ -5,7 +5,9 @@ is padded, and cost follows the tokens. The layers are those of transformers, fo
 generation.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,7 @@ class Backbone(nn.Module):
         self.t5 = t5
         self.token_budget = token_budget
         self.activation_checkpointing = activation_checkpointing
+        self._pieces = _EAGER
         self.in_step = False
         """Run equally many passes on every rank: ZeRO stage 3 gathers weights in each of them, collectively."""
 
@@ -54,6 +57,10 @@ class Backbone(nn.Module):
     def width(self) -> int:
         """D, the width of the states."""
         return int(self.t5.config.d_model)
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Run everything in a block but attention through `torch.compile`, at any number of tokens with one graph."""
+        self._pieces = _compiled(backend)
 
     def encode(self, tokens: RaggedTokens) -> Tensor:
         """Encoder states [T, D] of B sequences, in the order of `tokens`."""
@@ -114,7 +121,7 @@ class Backbone(nn.Module):
         bias = _distance_bias(stack, ids.device)
         hidden = stack.dropout(stack.embed_tokens(ids))
         for block in stack.block:
-            arguments = (block, (hidden, lengths), bias, read)
+            arguments = (self._pieces, block, (hidden, lengths), bias, read)
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(_block, *arguments, use_reentrant=False)
             else:
@@ -157,33 +164,78 @@ def _distance_bias(stack: Any, device: torch.device) -> Tensor:
     return bias
 
 
-def _block(block: Any, part: _Flat, bias: Tensor, read: _Flat | None) -> Tensor:
+def _block(pieces: "_Pieces", block: Any, part: _Flat, bias: Tensor, read: _Flat | None) -> Tensor:
     """One layer, [T, D] -> [T, D]: tokens read their own sequence, in the decoder also the encoder's."""
     hidden, lengths = part
     layer = block.layer[0]
-    own = layer.layer_norm(hidden), lengths
-    attended = _attend(layer.SelfAttention, own, own, bias, causal=block.is_decoder)
-    hidden = _finite(hidden + layer.dropout(attended))
+    own = layer.SelfAttention
+    query, key, value = pieces.project(layer.layer_norm, (own.q, own.k, own.v), hidden)
+    attended = _attend(own, (query, lengths), (key, lengths), value, bias, causal=block.is_decoder)
+    hidden = pieces.add(own.o, layer.dropout, hidden, attended)
     if read is not None:
+        states, sizes = read
         layer = block.layer[1]
-        attended = _attend(layer.EncDecAttention, (layer.layer_norm(hidden), lengths), read)
-        hidden = _finite(hidden + layer.dropout(attended))
-    return _finite(block.layer[-1](hidden))
+        other = layer.EncDecAttention
+        (query,) = pieces.project(layer.layer_norm, (other.q,), hidden)
+        key, value = pieces.project(None, (other.k, other.v), states)
+        attended = _attend(other, (query, lengths), (key, sizes), value)
+        hidden = pieces.add(other.o, layer.dropout, hidden, attended)
+    return pieces.feed_forward(block.layer[-1], hidden)
 
 
 def _attend(
-    attention: Any, reader: _Flat, read: _Flat, bias: Tensor | None = None, *, causal: bool = False
+    attention: Any,
+    query: _Flat,
+    key: _Flat,
+    value: Tensor,
+    bias: Tensor | None = None,
+    *,
+    causal: bool = False,
 ) -> Tensor:
-    query, key, value = (
-        project(x).unflatten(1, (attention.n_heads, -1))
-        for project, x in ((attention.q, reader[0]), (attention.k, read[0]), (attention.v, read[0]))
-    )
-    dropout = attention.dropout if attention.training else 0.0
+    """[T_q, H * d]: where a sequence ends matters here only, so that all else compiles without lengths."""
+    split = (attention.n_heads, -1)
     attended = packed_attention(
-        query, key, value, reader[1], read[1], distance_bias=bias, causal=causal, dropout=dropout
+        *(x.unflatten(1, split) for x in (query[0], key[0], value)),
+        query[1],
+        key[1],
+        distance_bias=bias,
+        causal=causal,
+        dropout=attention.dropout if attention.training else 0.0,
     )
-    output: Tensor = attention.o(attended.flatten(1))
-    return output
+    return attended.flatten(1)
+
+
+class _Pieces(NamedTuple):
+    """What a block does before, between and after its attentions."""
+
+    project: Callable[[Any, tuple[nn.Module, ...], Tensor], tuple[Tensor, ...]]
+    add: Callable[[nn.Module, nn.Module, Tensor, Tensor], Tensor]
+    feed_forward: Callable[[nn.Module, Tensor], Tensor]
+
+
+def _project(norm: nn.Module | None, layers: tuple[nn.Module, ...], hidden: Tensor) -> tuple[Tensor, ...]:
+    """[T, D] -> [T, H * d] of every layer."""
+    x = hidden if norm is None else norm(hidden)
+    return tuple(layer(x) for layer in layers)
+
+
+def _add(output: nn.Module, dropout: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
+    """[T, D] and [T, H * d] -> [T, D]."""
+    return _finite(hidden + dropout(output(attended)))
+
+
+def _feed_forward(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """[T, D] -> [T, D]."""
+    return _finite(layer(hidden))
+
+
+_EAGER = _Pieces(_project, _add, _feed_forward)
+
+
+@lru_cache
+def _compiled(backend: str) -> _Pieces:
+    """One graph for all layers of a kind: weights are inputs, and the number of tokens is a symbol."""
+    return _Pieces(*(torch.compile(piece, fullgraph=True, dynamic=True, backend=backend) for piece in _EAGER))
 
 
 def _finite(hidden: Tensor) -> Tensor:
