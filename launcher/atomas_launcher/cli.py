@@ -66,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--array", default="", metavar="1-N%%1", help="Slurm: a chain of N jobs that continue one run")
     add("--exclude", default="", metavar="A,B", help="nodes not to use")
     add(
+        "--preflight",
+        action="store_true",
+        help="Slurm: check every node first, leave out those that are not well",
+    )
+    add(
         "--env",
         action="append",
         default=[],
@@ -190,6 +195,7 @@ def _job(args: argparse.Namespace, profile: ClusterProfile, described: Run | Non
         time_limit=seconds(args.time) if args.time else None,
         array=args.array,
         exclude=tuple(part for part in args.exclude.split(",") if part),
+        preflight=args.preflight,
         user=f"{os.getuid()}:{os.getgid()}",
     )
 

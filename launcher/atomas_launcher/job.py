@@ -47,6 +47,8 @@ class JobSpec:
     """Slurm's job array, such as 1-10%1: a chain whose members continue the same run."""
     exclude: tuple[str, ...] = ()
     """Nodes that are not to be used."""
+    preflight: bool = False
+    """Check every node first, and leave out those that are not well."""
     user: str = ""
     """UID:GID that files in a Docker container are written as."""
 

@@ -37,6 +37,8 @@ class Launch:
         python.write_text(
             "#!/bin/bash\n"
             f"interpreter={shlex.quote(sys.executable)}\n"
+            # what doctor would say of a node
+            'if [ "$3" = doctor ]; then [ "$SLURMD_NODENAME" != "$UNWELL" ]; exit; fi\n'
             f'if [ "$2" = atomas ]; then exec "$interpreter" {shlex.quote(str(stand_in))} "${{@:4}}"; fi\n'
             'exec "$interpreter" "$@"\n',
             encoding="utf-8",

@@ -66,7 +66,7 @@ CASES = {
     "deepspeed_hosts": (job(), profile("deepspeed", hosts=HOSTS, device="cpu")),
     "slurm": (job(), profile("slurm")),
     "slurm_everything": (
-        job(array="1-10%1", exclude=("n7", "n9"), time_limit=7200),
+        job(array="1-10%1", exclude=("n7", "n9"), time_limit=7200, preflight=True),
         profile(
             "slurm", modules=("cuda/13.0", "python"), fabric="slingshot", interfaces=("hsn0", "ib0"),
             scratch="/local/$SLURM_JOB_ID", gpu_request="gres", container=IMAGE, warning_seconds=600,
@@ -199,6 +199,7 @@ def test_paths_of_the_submitting_host_stay_there() -> None:
         ({"time_limit": 60}, {"backend": "slurm"}, "a time limit of 60 s leaves nothing before the warning"),
         ({"time_limit": 60}, {"backend": "pbs"}, "a time limit of 60 s leaves nothing before the warning"),
         ({"folder": Path("/a%j")}, {"backend": "slurm"}, "Slurm replaces % and backslashes"),
+        ({"preflight": True}, {"backend": "mpi"}, "backend mpi cannot leave out nodes by itself"),
         ({"array": "1-2%1"}, {"backend": "pbs"}, "no chain by job array"),
         ({"exclude": ("n1",)}, {"backend": "pbs"}, "PBS cannot exclude nodes by name"),
         ({}, {"backend": "pbs", "account": "a b"}, "account 'a b' cannot be written in a #PBS line"),

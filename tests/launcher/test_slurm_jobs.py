@@ -138,3 +138,21 @@ def test_an_array_is_a_chain(jobs: Jobs) -> None:
     jobs.signal(f"slurm-{job.partition('-')[2]}_1", "--batch", "--signal=USR1")
     jobs.until(lambda: step(run) == 60, job)
     assert (run / "attempts" / "2").exists()
+
+
+def test_a_node_that_is_not_well_is_left_out(jobs: Jobs) -> None:
+    """The job is requeued without it, under its own number."""
+    run = jobs.launch.run
+    profile = jobs.launch.profile(PROFILE)
+    text = jobs(
+        "--cluster", str(profile), f"--run-directory={run}", "--preflight", "--env=UNWELL=127.0.0.1", "--", "train",
+        str(run), "3",
+    )  # fmt: skip
+    job = text.split("submitted ")[1].split(":")[0]
+    number = job.partition("-")[2]
+    jobs.until(lambda: "BeginTime" in jobs.state(job), job)
+    assert "preflight: not well, and left out from now on: 127.0.0.1" in jobs("logs", job)
+    jobs.control("update", f"JobId={number}", "StartTime=now")
+    jobs.until(lambda: "COMPLETED" in jobs.state(job), job)
+    (found,) = [json.loads(path.read_text(encoding="utf-8")) for path in run.glob("rank_*.json")]
+    assert found["environment"]["SLURMD_NODENAME"] == "127.0.0.2"

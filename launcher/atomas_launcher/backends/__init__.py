@@ -10,6 +10,7 @@ from atomas_launcher.backends.pbs import render as render_pbs
 from atomas_launcher.backends.slurm import render as render_slurm
 from atomas_launcher.backends.slurm import render_step
 from atomas_launcher.backends.torchrun import render as render_torchrun
+from atomas_launcher.errors import LaunchError
 from atomas_launcher.job import JobSpec, Rendered
 from atomas_launcher.profile import ClusterProfile
 
@@ -31,4 +32,8 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
     Raises:
         LaunchError: the back end cannot do what is asked.
     """
+    if job.preflight and profile.backend != "slurm":
+        raise LaunchError(
+            f"backend {profile.backend} cannot leave out nodes by itself; start `doctor --distributed` before the job"
+        )
     return RENDERERS[profile.backend](job, profile)

@@ -33,6 +33,7 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         *(f"module load {shlex.quote(module)}" for module in profile.modules),
         *exports(environment(job, profile)),
         "",
+        *(_preflight(job, profile) if job.preflight else ()),
         *supervised(shlex.join(_step(job, profile)), _again(job)),
     )
     if set(str(job.folder)) & set("%\\"):
@@ -82,6 +83,32 @@ def _again(job: JobSpec) -> list[str]:
     if job.array:
         return ["echo 'saved; the next job of the array continues'"]
     return [f'{kill_file_test(job)} && scontrol requeue "$SLURM_JOB_ID"']
+
+
+def _preflight(job: JobSpec, profile: ClusterProfile) -> list[str]:
+    """Shell: `doctor` on every node; the job leaves out those that are not well, and starts again without them."""
+    folder = job.run_directory or job.folder
+    doctor = in_container([job.python, "-m", "atomas", "doctor", f"--folder={folder}"], job, profile)
+    each = [
+        "srun",
+        f"--nodes={job.nodes}",
+        f"--ntasks={job.nodes}",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=0",
+    ]
+    told = ["bash", "-c", '"$@" >&2 || echo "$SLURMD_NODENAME"', "doctor", *doctor]
+    return [
+        f"unwell=$({shlex.join([*each, '--export=ALL', '--', *told])} | sort -u | paste -sd, -)",
+        'if [ -n "$unwell" ]; then',
+        '  echo "preflight: not well, and left out from now on: $unwell"',
+        r"""  before=$(scontrol --oneliner show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^( ]*\).*/\1/p')""",
+        "  trap '' TERM  # requeueing ends this script, and only a job that waits may be told what to leave out",
+        '  scontrol requeue "$SLURM_JOB_ID"',
+        '  scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${before:+$before,}$unwell"',
+        "  exit 1",
+        "fi",
+        "",
+    ]
 
 
 def _options(job: JobSpec, profile: ClusterProfile) -> list[str]:
