@@ -21,15 +21,6 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(all_reduce(vote, "vote", dist.ReduceOp.MAX).item())
 
 
-def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The mean of each value, in one collective. All ranks give the same keys in the same order."""
-    if world_size() == 1 or not values:
-        return values
-    packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    all_reduce(packed, "metrics")
-    return dict(zip(values, (packed / world_size()).tolist(), strict=True))
-
-
 def from_rank_zero(value: Any) -> Any:
     """What rank 0 holds, on every rank. Only for small values that can be pickled."""
     if world_size() == 1:
