@@ -7,6 +7,7 @@ communication. What runs is a replica in the dtype of the forward pass, made of 
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,14 +59,15 @@ class Momentum(nn.Module):
         if self.autocast is not None:
             self.encoder.to(self.autocast)
             self.autocast = None  # the weights have the dtype now
-        wholes = dict(self.named_parameters())
+        wholes: dict[str, Any] = dict(self.named_parameters())
         own = {name: fragments[name] for name in wholes if name in fragments}
         if layerwise:
             self.encoder.backbone.in_step = True
-            self._features = shard_weights(_Features(self.encoder), kept_whole=0).forward
+            engine = shard_weights(_Features(self.encoder), kept_whole=0)
+            engine.eval()
+            self._features = engine.forward  # the method alone: its engine is no submodule of this one
             self._pieces = {
-                name: getattr(wholes[name], "ds_tensor")[: piece.master.numel()]  # noqa: B009
-                for name, piece in own.items()
+                name: wholes[name].ds_tensor[: piece.master.numel()] for name, piece in own.items()
             }
         else:
             self._pieces = {
