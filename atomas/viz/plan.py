@@ -40,3 +40,40 @@ def plot_plan(report: dict[str, Any], path: Path) -> None:
     )
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def plan_tables(report: dict[str, Any]) -> str:
+    """Markdown: memory by component, and one step, for every ZeRO stage."""
+    cluster, workload = report["cluster"], report["workload"]
+    steps = report["steps"]
+    memory = [step["memory"] for step in steps["allgather"]]
+    tokens = workload["mean_tokens"]
+    lines = [
+        f"{cluster['nodes']} x {cluster['gpus_per_node']} {cluster['gpu'].upper()}, {workload['precision']}, "
+        f"{workload['pairs_per_gpu']} pairs of {tokens['text']:.0f} text and {tokens['smiles']:.0f} SMILES tokens on "
+        f"each, B = {workload['batch']:,}. Memory of one GPU in GB, `allgather`:",
+        "",
+        "| component | ZeRO 0 | ZeRO 1 | ZeRO 2 | ZeRO 3 | held |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for name in dict.fromkeys(name for plan in memory for name in plan["components"]):
+        found = [plan["components"].get(name) for plan in memory]
+        held = next(part["held"] for part in found if part)
+        cells = " | ".join("-" if part is None else f"{part['bytes'] / 1e9:.2f}" for part in found)
+        lines.append(f"| {name} | {cells} | {held} |")
+    peaks = " | ".join(f"{plan['peak_bytes'] / 1e9:.2f}" for plan in memory)
+    lines += [
+        f"| **most at once** | {peaks} | |",
+        "",
+        "| exchange, ZeRO | computation, ms | communication, ms | not hidden, ms | sent, GB | pairs/s | largest b |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for exchange, plans in steps.items():
+        for step, largest in zip(plans, report["largest_pairs_per_gpu"][exchange], strict=True):
+            times = ("compute_seconds", "communication_seconds", "exposed_communication_seconds")
+            cells = " | ".join(f"{1000 * step[key]:,.1f}" for key in times)
+            lines.append(
+                f"| {exchange}, {step['zero_stage']} | {cells} | {step['sent_bytes'] / 1e9:.2f} | "
+                f"{step['pairs_per_second']:,.0f} | {largest:,} |"
+            )
+    return "\n".join(lines)
