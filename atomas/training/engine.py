@@ -74,7 +74,7 @@ def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
         lr=config.optimizer.learning_rate,
         betas=(config.optimizer.beta1, config.optimizer.beta2),
         eps=config.optimizer.epsilon,
-        fused=torch.cuda.is_available() and config.deepspeed.offload == "none",
+        fused=config.deepspeed.offload == "none",
     )
     try:
         engine, _, _, _ = deepspeed.initialize(
@@ -85,6 +85,12 @@ def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
         )
     except ValueError as error:  # a dtype that the device lacks, a value in deepspeed.extra
         raise AtomasError(f"DeepSpeed refuses the configuration: {error}") from error
+    if config.deepspeed.zero_stage == 3:
+        # Small parameters are whole on every rank after each step: let them be so before the first one too. Gradient
+        # caching reads the temperatures outside of their modules.
+        small = engine.optimizer.persistent_parameters
+        if small:
+            small[0].all_gather(small)
     return engine
 
 

@@ -127,6 +127,38 @@ def test_global_loss_is_the_method(make_batch: Any) -> None:
     assert_close(found, expected)
 
 
+def test_several_positives_share_the_hard_target(make_batch: Any) -> None:
+    torch.manual_seed(0)
+    normal = torch.nn.functional.normalize
+    text, smiles, slow_text, slow_smiles = normal(torch.randn(4, 3, 8, dtype=torch.float64), dim=-1)
+    queue = normal(torch.randn(2, 4, 8, dtype=torch.float64), dim=-1)
+    fresh = Identities(text=torch.tensor([1, 2, 3]), molecule=torch.tensor([7, 8, 7]))
+    queued = Identities(text=torch.tensor([2, 9, -1, 3]), molecule=torch.tensor([6, 8, -1, 9]))
+    targets = MomentumTargets(
+        text=slow_text,
+        smiles=slow_smiles,
+        keys=Keys(text=slow_text, smiles=slow_smiles, identities=fresh),
+        everyone=GlobalBatch.of(make_batch([2, 2, 2], [2, 2, 2])),
+        queue=Keys(text=queue[0], smiles=queue[1], identities=queued),
+    )
+    related = torch.tensor(
+        [[1, 0, 1, 0, 0, 0, 0], [0, 1, 0, 1, 1, 0, 0], [1, 0, 1, 0, 0, 0, 1]], dtype=torch.float64
+    )
+    hard = related / related.sum(1, keepdim=True)
+    all_text, all_smiles = torch.cat([slow_text, queue[0]]), torch.cat([slow_smiles, queue[1]])
+    leaves = [value.requires_grad_() for value in (text, smiles, torch.tensor([0.2], dtype=torch.float64))]
+
+    expected = torch.zeros((), dtype=torch.float64)
+    for query, slow, columns in ((text, slow_text, all_smiles), (smiles, slow_smiles, all_text)):
+        soft = 0.4 * (slow @ columns.T / 0.2).softmax(1) + 0.6 * hard
+        expected = expected - (soft * (query @ columns.T / leaves[2]).log_softmax(1)).sum(1).mean() / 2
+    found = global_loss(
+        text, smiles, targets, torch.arange(3), leaves[2], alpha=0.4, false_negatives="multi_positive"
+    )
+    assert_close(found, expected)
+    assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves))
+
+
 def test_identities_are_shared_by_text_or_molecule() -> None:
     rows = Identities(text=torch.tensor([1, 2]), molecule=torch.tensor([10, 20]))
     columns = Identities(text=torch.tensor([1, 9, -1]), molecule=torch.tensor([77, 20, -1]))
