@@ -57,6 +57,7 @@ def _describe(command: Sequence[str]) -> "Run | None":
         name=config.run.name,
         directory=Path(config.run.output_dir) / config.run.name,
         batch_size=config.data.batch_size,
+        micro_batch_size=config.training.micro_batch_size,
         accumulation=config.training.gradient_accumulation_steps,
         max_steps=config.training.max_steps,
     )

@@ -47,6 +47,8 @@ class Run:
     """The run's folder."""
     batch_size: int
     """Pairs in the contrastive batch over all ranks."""
+    micro_batch_size: int
+    """Pairs of one rank that are held at once; 0 holds all."""
     accumulation: int
     """Batches per optimizer step."""
     max_steps: int
@@ -134,8 +136,13 @@ def summary(job: JobSpec, profile: ClusterProfile, described: Run | None) -> lis
         raise LaunchError(
             f"data.batch_size = {pairs} cannot be divided among {ranks} ranks; numbers that divide it: {legal}"
         )
+    own, micro = pairs // ranks, described.micro_batch_size
+    is_cut = 0 < micro < own
+    if is_cut and own % micro:
+        raise LaunchError(f"training.micro_batch_size = {micro} does not divide the {own} pairs of a rank")
+    passes = f" in {own // micro} micro-batches of {micro}" if is_cut else ""
     lines.append(
-        f"batch: {pairs} pairs / {ranks} ranks = {pairs // ranks} pairs per rank; x {batches} batches per step "
+        f"batch: {pairs} pairs / {ranks} ranks = {own} pairs per rank{passes}; x {batches} batches per step "
         f"x {steps} steps = {pairs * batches * steps} pairs"
     )
     return lines

@@ -23,7 +23,8 @@ def atomas(launch: Launch, *options: str, code: int = 0) -> str:
 
 
 def test_dry_run_says_all_and_does_nothing(launch: Launch) -> None:
-    train = ("train", "--config", CONFIG, "--run.name", "my run", "--training.gradient_accumulation_steps=3")
+    steps = ("--training.gradient_accumulation_steps=3", "--training.micro_batch_size=4")
+    train = ("train", "--config", CONFIG, "--run.name", "my run", *steps)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     output = atomas(
         launch,
@@ -38,8 +39,8 @@ def test_dry_run_says_all_and_does_nothing(launch: Launch) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "slurm: 2 hosts x 4" in output
     assert (
-        "batch: 64 pairs / 8 ranks = 8 pairs per rank; x 3 batches per step x 300 steps = 57600 pairs"
-        in output
+        "batch: 64 pairs / 8 ranks = 8 pairs per rank in 2 micro-batches of 4; x 3 batches per step x 300 steps "
+        "= 57600 pairs" in output
     )
     assert f"run: {launch.folder}/runs/my run" in output
     assert "#SBATCH --time=02:00:00" in output
@@ -67,6 +68,10 @@ def test_what_a_dry_run_prints_can_be_run(launch: Launch) -> None:
         (
             ("--gpus-per-node=3", "--", "train", "--config", CONFIG),
             "cannot be divided among 3 ranks; numbers that",
+        ),
+        (
+            ("--", "train", "--config", CONFIG, "--training.micro_batch_size=5"),
+            "training.micro_batch_size = 5 does not divide the 64 pairs of a rank",
         ),
         (
             ("train", "--config", CONFIG),

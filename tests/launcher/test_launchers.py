@@ -38,14 +38,18 @@ class Folder:
         build_demo_corpus(path / "corpus", pairs=240, seed=3, workers=1)
 
     def train(
-        self, name: str, *launcher: str, module: str = "-m", environ: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *launcher: str,
+        program: tuple[str, ...] = ("-m", "atomas"),
+        environ: Mapping[str, str] | None = None,
     ) -> list[float]:
         """`LAUNCHER... -m atomas train ...` with a model of a few thousand weights; every step's loss."""
         options = (
             f"--data.corpus={self.path / 'corpus'}", f"--run.output_dir={self.path}", f"--run.name={name}",
             f"--training.max_steps={STEPS}",
         )  # fmt: skip
-        run([*launcher, module, "atomas", "train", *SMALL, *options], environ or {})
+        run([*launcher, *program, "train", *SMALL, *options], environ or {})
         found = losses(self.path / name)
         assert len(found) == STEPS
         return found
@@ -129,7 +133,17 @@ def test_deepspeed(folder: Folder, two_ranks: list[float]) -> None:
     launcher = (
         sys.executable, deepspeed, "--num_accelerators=2", f"--master_port={free_port()}",
     )  # fmt: skip
-    found = folder.train("deepspeed", *launcher, module="--module", environ={"DS_ACCELERATOR": "cpu"})
+    found = folder.train(
+        "deepspeed", *launcher, program=("--module", "atomas"), environ={"DS_ACCELERATOR": "cpu"}
+    )
+    assert found == pytest.approx(two_ranks, rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["local", "torchrun", "deepspeed"])
+def test_atomas_launch(folder: Folder, two_ranks: list[float], backend: str) -> None:
+    launcher = (sys.executable, "-m", "atomas", "launch", f"--backend={backend}", "--gpus-per-node=2", "--")
+    environ = {"XDG_STATE_HOME": str(folder.path)}
+    found = folder.train(f"launch-{backend}", *launcher, program=(), environ=environ)
     assert found == pytest.approx(two_ranks, rel=1e-6)
 
 
