@@ -60,8 +60,12 @@ class MergedAttention(nn.Module):
 
 
 def density_peaks(tokens: Tensor, clusters: int, mask: Tensor | None, tie_noise: float) -> Tensor:
-    """Assignment [B, N] of tokens to `clusters` centres; padding is masked as a neighbour, not as a centre."""
-    distance = torch.cdist(tokens.float(), tokens.float()) / math.sqrt(tokens.shape[2])
+    """Assignment [B, N] of tokens to `clusters` centres; padding is masked as a neighbour, not as a centre.
+
+    Without the noise that breaks ties it is float64: exp rounds hundreds of densities of float32 into ties.
+    """
+    x = tokens.float() if tie_noise else tokens.double()
+    distance = torch.cdist(x, x) / math.sqrt(tokens.shape[2])
     if mask is not None:
         distance = torch.where(mask[:, None, :] > 0, distance, distance.max() + 1)
     nearest = distance.topk(NEIGHBOURS, dim=2, largest=False).values
