@@ -91,14 +91,18 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
     share = 1 / work.ranks
     sharded = share if stage else 1
     has_masters = stage > 0 or width == 2
-    offloaded = work.config.deepspeed.offload == "cpu" and stage > 0
+    offloaded = work.config.deepspeed.offload != "none" and stage > 0
     accumulates = work.config.training.gradient_accumulation_steps > 1 or work.micro_pairs < work.pairs
     bucket = _bucket_elements(work, total, device) if stage else 0
-    # what one step of AdamW makes on the way; a fused one makes nothing
-    fused = work.config.deepspeed.offload == "none"
-    step = 0 if fused else 2 * 4 * (total * sharded if stage else _largest(work))
+    # AdamW is fused, and makes nothing on the way, unless its states are on the host
+    step = 2 * 4 * total * sharded if offloaded else 0
     components = [
-        Component("parameters", width * total * (share if stage == 3 else 1), "always"),
+        Component(
+            "parameters",
+            width * total * (share if stage == 3 else 1),
+            "always",
+            on_host=offloaded and stage == 3,
+        ),
         Component("fp32 masters", 4 * total * sharded * has_masters, "always", on_host=offloaded),
         Component("optimizer states", 8 * total * sharded, "always", on_host=offloaded),
         Component(
@@ -106,7 +110,9 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
             width * total * (share if stage >= 2 else 1),
             "always" if accumulates and stage else "update",
         ),
-        Component("fp32 gradients and step", 4 * total * sharded * has_masters + step, "update"),
+        Component(
+            "fp32 gradients and step", 4 * total * sharded * has_masters + step, "update", on_host=offloaded
+        ),
         # a bucket is taken when the backward pass begins, and given back when it ends
         Component("gradient buckets", width * bucket, "backward"),
     ]
@@ -165,14 +171,12 @@ def _momentum(work: Workload, stage: int) -> list[Component]:
 def _activations(work: Workload, device: Device) -> list[Component]:
     b, tokens = work.micro_pairs, work.tokens
     sizes, lengths = work.t5.backbone, work.lengths
-    recomputed = work.config.model.activation_checkpointing
     both = b * (tokens["text"] + tokens["smiles"])
     squares = b * float((lengths.text**2).mean() + (lengths.smiles**2).mean())
     layer = _layer(work, device, both, scores=squares)
-    stack = _stack_bytes(work, both, sizes.layers, layer, device)
-    components = [Component("encoder", stack, "graph")]
-    decoder, largest = 0.0, layer if recomputed else 0.0
-    head = 0.0
+    encoder_again = _one_pass(work, both, layer + _layer_gradients(work, device, both, squares))
+    encoder = _stack_bytes(work, both, sizes.layers, layer, device)
+    decoder = decoder_again = head = 0.0
     for source, target in work.written:
         written = b * tokens[target]
         own = b * float((lengths.of(target) ** 2).mean())
@@ -181,20 +185,40 @@ def _activations(work: Workload, device: Device) -> list[Component]:
             work, device, written, b * tokens[source], crossed, biased=False
         )
         decoder += _stack_bytes(work, written, sizes.decoder_layers, layer, device)
-        largest = max(largest, layer if recomputed else 0.0)
+        gradients = _layer_gradients(work, device, written, max(own, crossed))
+        decoder_again = max(decoder_again, _one_pass(work, written, layer + gradients))
         head += work.element_bytes * (written * sizes.width + sizes.vocabulary * sizes.width)
-    components += [
+    others = [
         Component("decoder", decoder, "graph"),
-        Component("one recomputed layer", largest, "backward"),
         Component("gradients of the output layer", head, "graph"),
-        Component("logits", _logits(work, sizes), "forward"),
         *_alignment(work, device),
     ]
     if work.config.loss.global_weight:
         features = 4 * work.width * (8 * b + 4 * work.batch)
         mask = (work.batch + work.config.momentum.queue_size * work.has_momentum) * b
-        components.append(Component("global features and masks", features + 2 * mask, "graph"))
-    return components
+        others.append(Component("global features and masks", features + 2 * mask, "graph"))
+    again = 0.0
+    if work.config.model.activation_checkpointing:
+        # when the encoder's layers are run again, all that came after the encoder is free
+        free = MemoryPlan(tuple(others)).total("graph")
+        again = max(decoder_again, encoder_again - free)
+    return [
+        Component("encoder", encoder, "graph"),
+        *others,
+        Component("one recomputed layer", again, "backward"),
+        Component("logits", _logits(work, sizes), "forward"),
+    ]
+
+
+def _one_pass(work: Workload, tokens: float, layer: float) -> float:
+    """Of what a layer keeps of all tokens, the part of one pass."""
+    return layer * min(1.0, work.config.data.token_budget / tokens)
+
+
+def _layer_gradients(work: Workload, device: Device, tokens: float, scores: float) -> float:
+    """What the backward pass of one layer makes on the way: gradients inside attention, or of the widest states."""
+    attention = 2 * 4 * work.t5.heads * scores if device == "cpu" else 0
+    return max(attention, 2 * work.element_bytes * tokens * work.t5.backbone.feed_forward)
 
 
 def _stack_bytes(work: Workload, tokens: float, layers: int, layer: float, device: Device) -> float:
