@@ -167,6 +167,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except LaunchError as error:
         print(f"atomas_launcher: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader has seen enough
+        sys.stderr.close()
+        sys.exit(1)
 
 
 def _profile(args: argparse.Namespace) -> ClusterProfile:

@@ -156,3 +156,29 @@ def test_a_node_that_is_not_well_is_left_out(jobs: Jobs) -> None:
     jobs.until(lambda: "COMPLETED" in jobs.state(job), job)
     (found,) = [json.loads(path.read_text(encoding="utf-8")) for path in run.glob("rank_*.json")]
     assert found["environment"]["SLURMD_NODENAME"] == "127.0.0.2"
+
+
+def test_a_step_in_an_allocation(jobs: Jobs) -> None:
+    run = jobs.launch.run
+    profile = jobs.launch.profile("backend: srun\n")
+    command = jobs.launch.command(
+        "--cluster",
+        str(profile),
+        "--nodes=2",
+        f"--run-directory={run}",
+        "--",
+        "train",
+        str(run),
+        "3",
+        *HOSTILE,
+    )
+    subprocess.run(
+        ["salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1", *command], cwd=jobs.launch.folder, check=True,
+        env=jobs.launch.environment(jobs.environ), timeout=60,
+    )  # fmt: skip
+    ranks = [json.loads((run / f"rank_{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    assert [(each["rank"], each["world_size"], each["launcher"]) for each in ranks] == [
+        (0, 2, "slurm"),
+        (1, 2, "slurm"),
+    ]
+    assert tuple(ranks[1]["arguments"]) == HOSTILE
