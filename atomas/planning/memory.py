@@ -108,7 +108,7 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
         Component(
             "gradients",
             width * total * (share if stage >= 2 else 1),
-            "always" if accumulates and stage else "update",
+            "always" if accumulates else "update",
         ),
         Component(
             "fp32 gradients and step", 4 * total * sharded * has_masters + step, "update", on_host=offloaded
