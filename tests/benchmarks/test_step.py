@@ -134,12 +134,14 @@ def test_every_switch_changes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_provider_in_a_process_of_its_own() -> None:
+    held = torch.ones(1 << 28)  # a GiB, which is no memory of the provider
     ours = measure(job(OURS))[0]
+    del held
     assert ours.status == "ok", ours.reason
     assert len(ours.seconds) == len(ours.cpu_seconds) == len(ours.phases) == 2
     assert ours.base_mb is not None
     assert ours.peak_mb is not None
-    assert ours.peak_mb >= ours.base_mb
+    assert ours.base_mb <= ours.peak_mb < 1024
 
 
 def test_too_little_memory_is_a_result() -> None:
@@ -147,6 +149,7 @@ def test_too_little_memory_is_a_result() -> None:
     assert found.status == "oom", found.reason
 
 
+@pytest.mark.slow
 def test_two_ranks() -> None:
     found = measure(job(OURS, world_size=2))
     assert [each.status for each in found] == ["ok", "ok"], found[0].reason

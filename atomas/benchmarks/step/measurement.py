@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from atomas.phases import observed_by
 from atomas.training.telemetry import memory_mb
 from atomas.training.timing import StepTimer
 from atomas_kernels.bench import memory
+
+_STATUS = Path("/proc/self/status")
 
 Step = Callable[[PairBatch], dict[str, Tensor]]
 
@@ -140,7 +143,7 @@ def _rank(job: Job) -> Iterator[torch.device]:
 
 
 def _run(job: Job, device: torch.device, found: Measurement) -> None:
-    found.base_mb = memory_mb(device)["peak_memory_mb"]
+    found.base_mb = _peak_mb(device)
     step = build_step(job, device)
     timer = StepTimer(device)
     begun = time.perf_counter()
@@ -161,7 +164,16 @@ def _run(job: Job, device: torch.device, found: Measurement) -> None:
                 found.seconds.append(sum(phases.values()))
                 found.cpu_seconds.append(used)
                 found.phases.append(phases)
-            found.peak_mb = max(found.peak_mb or 0.0, memory_mb(device)["peak_memory_mb"])
+            found.peak_mb = max(found.peak_mb or 0.0, _peak_mb(device))
+
+
+def _peak_mb(device: torch.device) -> float:
+    """Peak memory until now, on CUDA since the last call, in MiB."""
+    if device.type != "cuda" and _STATUS.exists():
+        # Not ru_maxrss: a process starts with that of the one which started it.
+        lines = _STATUS.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+    return memory_mb(device)["peak_memory_mb"]
 
 
 def build_step(job: Job, device: torch.device) -> Step:
