@@ -9,14 +9,15 @@ import secrets
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from atomas_launcher import records, runner
+from atomas_launcher import records, restarts, runner
 from atomas_launcher.backends import render
 from atomas_launcher.errors import LaunchError
 from atomas_launcher.job import Command, JobSpec, Rendered
-from atomas_launcher.process import forwarded
+from atomas_launcher.process import autopsy_command, forwarded, in_container
 from atomas_launcher.profile import BACKENDS, ClusterProfile, find_profile, seconds
 
 ACTIONS = ("status", "logs", "cancel")
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--time", metavar="LIMIT", help="HH:MM:SS, D-HH:MM:SS or minutes")
     add("--array", default="", metavar="1-N%%1", help="Slurm: a chain of N jobs that continue one run")
     add("--exclude", default="", metavar="A,B", help="nodes not to use")
+    add("--restarts", type=int, default=0, metavar="N", help="start again after a failure, up to N times")
     add(
         "--preflight",
         action="store_true",
@@ -205,6 +207,7 @@ def _job(args: argparse.Namespace, profile: ClusterProfile, described: Run | Non
         time_limit=seconds(args.time) if args.time else None,
         array=args.array,
         exclude=tuple(part for part in args.exclude.split(",") if part),
+        restarts=args.restarts,
         preflight=args.preflight,
         user=f"{os.getuid()}:{os.getgid()}",
     )
@@ -256,9 +259,27 @@ def _start(rendered: Rendered, job: JobSpec, profile: ClusterProfile) -> int:
     record.id = f"{profile.backend}-{job.identifier.rpartition('-')[2]}"
     records.write_record(record)
     print(f"started {record.id}: `atomas launch status|logs|cancel {record.id}`", file=sys.stderr)
-    record.exit_code = runner.run_together(rendered.commands)
+    record.exit_code = _run_with_restarts(rendered, job, profile)
     records.write_record(record)
     return record.exit_code
+
+
+def _run_with_restarts(rendered: Rendered, job: JobSpec, profile: ClusterProfile) -> int:
+    """Run the job; again after failures, while nothing speaks against it. The last exit code."""
+    failures: list[restarts.Failure] = []
+    while True:
+        code = runner.run_together(rendered.commands)
+        if not job.restarts or not restarts.is_failure(code):
+            return code
+        failures.append(restarts.diagnose(code, in_container(autopsy_command(job), job, profile)))
+        reason = restarts.obstacle(failures, job.restarts)
+        if reason:
+            print(f"not started again: {reason}", file=sys.stderr)
+            return code
+        wait = restarts.wait_seconds(len(failures))
+        told = failures[-1].story or f"exit code {code}"
+        print(f"failed: {told}; started again in {wait:.0f} s", file=sys.stderr)
+        time.sleep(wait)
 
 
 def _act(action: str, jobs: Sequence[str], args: argparse.Namespace) -> int:

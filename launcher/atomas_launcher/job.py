@@ -47,6 +47,8 @@ class JobSpec:
     """Slurm's job array, such as 1-10%1: a chain whose members continue the same run."""
     exclude: tuple[str, ...] = ()
     """Nodes that are not to be used."""
+    restarts: int = 0
+    """How often the job is started again after a failure."""
     preflight: bool = False
     """Check every node first, and leave out those that are not well."""
     user: str = ""
@@ -57,6 +59,10 @@ class JobSpec:
         for what, number in (("nodes", self.nodes), ("GPUs per node", self.gpus_per_node)):
             if number < 1:
                 raise LaunchError(f"{what}: {number}, and at least 1 is needed")
+        if self.restarts and self.run_directory is None:
+            raise LaunchError(
+                "restarts need a run, whose failures can be told apart: give --run-directory DIR"
+            )
         if not self.arguments:
             raise LaunchError("no command: give it after --, such as -- train --config FILE")
         texts = [self.name, str(self.folder), str(self.working_directory), self.python, *self.arguments]

@@ -55,6 +55,11 @@ def worker_command(job: JobSpec, profile: ClusterProfile) -> list[str]:
     return [job.python, "-m", "atomas_launcher.worker", *options, "--", *atomas]
 
 
+def autopsy_command(job: JobSpec) -> list[str]:
+    """The command that says, as JSON, how the run's newest attempt ended."""
+    return [job.python, "-m", "atomas", "doctor", str(job.run_directory), "--json"]
+
+
 def in_container(command: Sequence[str], job: JobSpec, profile: ClusterProfile) -> list[str]:
     """A command inside the profile's image, if it has one."""
     container = profile.container

@@ -37,7 +37,9 @@ class Launch:
         python.write_text(
             "#!/bin/bash\n"
             f"interpreter={shlex.quote(sys.executable)}\n"
-            # what doctor would say of a node
+            # what doctor would say of a run that ended
+            f'if [ "$4" = {shlex.quote(str(self.run))} ] && [ "$3" = doctor ]; then cat autopsy.json; exit; fi\n'
+            # and of a node
             'if [ "$3" = doctor ]; then [ "$SLURMD_NODENAME" != "$UNWELL" ]; exit; fi\n'
             f'if [ "$2" = atomas ]; then exec "$interpreter" {shlex.quote(str(stand_in))} "${{@:4}}"; fi\n'
             'exec "$interpreter" "$@"\n',

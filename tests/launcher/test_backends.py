@@ -66,7 +66,7 @@ CASES = {
     "deepspeed_hosts": (job(), profile("deepspeed", hosts=HOSTS, device="cpu")),
     "slurm": (job(), profile("slurm")),
     "slurm_everything": (
-        job(array="1-10%1", exclude=("n7", "n9"), time_limit=7200, preflight=True),
+        job(array="1-10%1", exclude=("n7", "n9"), time_limit=7200, preflight=True, restarts=3),
         profile(
             "slurm", modules=("cuda/13.0", "python"), fabric="slingshot", interfaces=("hsn0", "ib0"),
             scratch="/local/$SLURM_JOB_ID", gpu_request="gres", container=IMAGE, warning_seconds=600,

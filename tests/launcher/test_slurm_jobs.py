@@ -182,3 +182,16 @@ def test_a_step_in_an_allocation(jobs: Jobs) -> None:
         (1, 2, "slurm"),
     ]
     assert tuple(ranks[1]["arguments"]) == HOSTILE
+
+
+def test_a_failure_is_started_again_within_its_budget(jobs: Jobs) -> None:
+    """Rank 0 of the stand-in fails where its step file holds no number; mended, the job goes on."""
+    run = jobs.launch.run
+    run.mkdir(parents=True)
+    (run / "step_0").write_text("broken", encoding="utf-8")
+    job = jobs.submit("--restarts=1", run=run, steps=3)
+    jobs.until(lambda: "BeginTime" in jobs.state(job), job)
+    assert "failed (1): started again" in jobs("logs", job)
+    (run / "step_0").unlink()
+    jobs.control("update", f"JobId={job.partition('-')[2]}", "StartTime=now")
+    jobs.until(lambda: "COMPLETED" in jobs.state(job), job)

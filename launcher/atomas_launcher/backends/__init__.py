@@ -36,4 +36,6 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         raise LaunchError(
             f"backend {profile.backend} cannot leave out nodes by itself; start `doctor --distributed` before the job"
         )
+    if job.restarts and profile.backend == "kubernetes":
+        raise LaunchError("on Kubernetes the runtime's failure policy says how often a job is started again")
     return RENDERERS[profile.backend](job, profile)

@@ -7,7 +7,7 @@ import re
 import shlex
 
 from atomas_launcher.backends.mpi import mpirun
-from atomas_launcher.backends.slurm import clock, kill_file_test, supervised, warned_time_limit
+from atomas_launcher.backends.slurm import after_failure, clock, kill_file_test, supervised, warned_time_limit
 from atomas_launcher.errors import LaunchError
 from atomas_launcher.job import Command, JobSpec, Rendered
 from atomas_launcher.process import environment, exports, in_container, script, worker_command
@@ -51,7 +51,7 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         _PORT,
         *warning,
         "",
-        *supervised(command, [f"{kill_file_test(job)} && qsub {own}"]),
+        *supervised(command, [f"{kill_file_test(job)} && qsub {own}"], after_failure(job, profile)),
     )
     return Rendered(files={SCRIPT: text}, commands=(Command(arguments=("qsub", str(job.folder / SCRIPT))),))
 

@@ -10,6 +10,7 @@ from atomas_launcher.errors import LaunchError
 from atomas_launcher.job import Command, JobSpec, Rendered
 from atomas_launcher.process import (
     RESUME_EXIT_CODE,
+    autopsy_command,
     environment,
     exports,
     in_container,
@@ -34,7 +35,7 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         *exports(environment(job, profile)),
         "",
         *(_preflight(job, profile) if job.preflight else ()),
-        *supervised(shlex.join(_step(job, profile)), _again(job)),
+        *supervised(shlex.join(_step(job, profile)), _again(job), after_failure(job, profile)),
     )
     if set(str(job.folder)) & set("%\\"):
         raise LaunchError(
@@ -51,13 +52,17 @@ def render_step(job: JobSpec, profile: ClusterProfile) -> Rendered:
     return Rendered(commands=(command,))
 
 
-def supervised(command: str, again: list[str]) -> list[str]:
+def supervised(command: str, again: list[str], failed: str | None) -> list[str]:
     """Shell that runs a command, hands signals on to it, and reads its exit code.
 
     Args:
         command: quoted already.
         again: lines that start the job again, run where it has saved and been told to stop, and not been cancelled.
+        failed: decides whether that is done after a failure as well; None: it is not.
     """
+    is_wanted = f'[ "$status" -eq {RESUME_EXIT_CODE} ]'
+    if failed is not None:
+        is_wanted = f"{{ {is_wanted} || {failed}; }}"
     return [
         "child= cancelled= status=",
         """trap '[ -z "$child" ] || kill -USR1 "$child"' USR1""",
@@ -67,11 +72,21 @@ def supervised(command: str, again: list[str]) -> list[str]:
         "# a signal ends `wait` early, so until the command itself has ended",
         'while kill -0 "$child" 2>/dev/null; do wait "$child"; status=$?; done',
         'wait "$child" 2>/dev/null; ended=$?; [ "$ended" -eq 127 ] || status=$ended',
-        f'if [ "$status" -eq {RESUME_EXIT_CODE} ] && [ -z "$cancelled" ]; then',
+        f'if [ -z "$cancelled" ] && {is_wanted}; then',
         *(f"  {line}" for line in again),
         "fi",
         'exit "$status"',
     ]
+
+
+def after_failure(job: JobSpec, profile: ClusterProfile) -> str | None:
+    """Shell: true where a job that failed shall start again; None where it never does."""
+    if not job.restarts:
+        return None
+    decide = [job.python, "-m", "atomas_launcher.restarts", f"--budget={job.restarts}", "--status", "STATUS"]
+    rest = [f"--record={job.folder / 'failures.jsonl'}", "--", *autopsy_command(job)]
+    command = shlex.join(in_container([*decide, *rest], job, profile))
+    return command.replace("--status STATUS", '--status "$status"', 1)
 
 
 def kill_file_test(job: JobSpec) -> str:
