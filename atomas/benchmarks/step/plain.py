@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from atomas.data.batching import PairBatch, RaggedTokens
+from atomas.data.batching import PairBatch
 from atomas.model.backbone import Backbone
 from atomas.model.encoder import DualEncoder
 
@@ -30,34 +30,26 @@ class PaddedBackbone(Backbone):
             stack.config._attn_implementation = "eager"
         return padded
 
-    def encode(self, tokens: RaggedTokens) -> Tensor:
-        """As `Backbone.encode`."""
-        mask = self._mask(tokens.lengths)
-        ids = self._pad(tokens.ids, mask)
-        states: Tensor = self.t5.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    def _run(
+        self, stack: Any, part: tuple[Tensor, Tensor], read: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """As `Backbone._run`: flat in, flat out, padded between."""
+        mask = self._mask(*part)
+        source = {}
+        if read is not None:
+            read_mask = self._mask(*read)
+            source = {
+                "encoder_hidden_states": _pad(read[0], read_mask),
+                "encoder_attention_mask": read_mask.long(),
+            }
+        outputs = stack(input_ids=_pad(part[0], mask), attention_mask=mask.long(), use_cache=False, **source)
+        states: Tensor = outputs.last_hidden_state
         return states[mask]
 
-    def decode(self, states: Tensor, lengths: Tensor, targets: RaggedTokens) -> Tensor:
-        """As `Backbone.decode`."""
-        source, target = self._mask(lengths), self._mask(targets.lengths)
-        outputs = self.t5.decoder(
-            input_ids=self._pad(self._shift_right(targets), target),
-            attention_mask=target.long(),
-            encoder_hidden_states=self._pad(states, source),
-            encoder_attention_mask=source.long(),
-            use_cache=False,
-        ).last_hidden_state[target]
-        return outputs * self.width**-0.5 if self.t5.config.scale_decoder_outputs else outputs
-
-    def _mask(self, lengths: Tensor) -> Tensor:
+    def _mask(self, flat: Tensor, lengths: Tensor) -> Tensor:
         """[B, N] bool, True at tokens."""
         places = int(lengths.max()) if self.length is None else self.length
-        return torch.arange(places, device=lengths.device) < lengths[:, None]
-
-    def _pad(self, flat: Tensor, mask: Tensor) -> Tensor:
-        """[T, ...] -> [B, N, ...], zero at padding."""
-        padded = flat.new_zeros(*mask.shape, *flat.shape[1:])
-        return padded.index_put((mask,), flat)
+        return torch.arange(places, device=flat.device) < lengths.to(flat.device)[:, None]
 
 
 class TwoPassEncoder(DualEncoder):
@@ -109,3 +101,9 @@ def loop_adamw(optimizer: Any) -> None:
 def _rows(flat: Tensor, lengths: Tensor) -> Tensor:
     """[T, ...] -> [B, N, ...], zero at padding."""
     return pad_sequence(list(flat.split(lengths.tolist())), batch_first=True)
+
+
+def _pad(flat: Tensor, mask: Tensor) -> Tensor:
+    """[T, ...] -> [B, N, ...], zero at padding, which `mask` is False at."""
+    padded = flat.new_zeros(*mask.shape, *flat.shape[1:])
+    return padded.index_put((mask,), flat)
