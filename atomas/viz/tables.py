@@ -2,7 +2,9 @@
 
 A page holds `<!-- NAME -->` and `<!-- /NAME -->`; what stands between is replaced by a table of the
 retrieval reports in `docs/results/NAME/`, one per run, or of the operator benchmark
-`docs/results/NAME.json`, or, for NAME_memory, of the memory in it. `--check` only compares.
+`docs/results/NAME.json`, or, for NAME_memory, of the memory in it; step-NAME stands for the step benchmark
+`docs/results/step/NAME.json`, distributed-NAME and plan-NAME for those in
+`docs/results/distributed/`. `--check` only compares.
 """
 
 import argparse
@@ -13,9 +15,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from atomas.viz.distributed_benchmark import distributed_tables
 from atomas.viz.kernel_tables import benchmark_table, memory_table
+from atomas.viz.plan import plan_tables
+from atomas.viz.step_tables import step_tables
 
-PAGES = ("README.md", "docs/kernels.md", "docs/results/README.md")
+PAGES = (
+    "README.md",
+    "docs/kernels.md",
+    "docs/distributed.md",
+    "docs/training.md",
+    "docs/step.md",
+    "docs/results/README.md",
+)
 RESULTS = Path("docs/results")
 
 
@@ -47,7 +59,17 @@ def render_page(text: str, results: Path) -> str:
 
     def replace(match: re.Match[str]) -> str:
         name = match.group(1)
-        if (results / name).is_dir():
+        if name.startswith("step-"):
+            table = step_tables(_read(results / "step" / f"{name.removeprefix('step-')}.json"))
+        elif name == "momentum_forward":
+            table = momentum_forward_table(_read(results / f"{name}.json"))
+        elif name.startswith("distributed-"):
+            table = distributed_tables(
+                _read(results / "distributed" / f"{name.removeprefix('distributed-')}.json")
+            )
+        elif name.startswith("plan-"):
+            table = plan_tables(_read(results / "distributed" / f"plan_{name.removeprefix('plan-')}.json"))
+        elif (results / name).is_dir():
             files = sorted((results / name).glob("*.json"))
             table = retrieval_table({file.stem: _read(file) for file in files})
         elif name.endswith("_memory"):
@@ -76,6 +98,22 @@ def retrieval_table(reports: Mapping[str, dict[str, Any]]) -> str:
     counts = sorted({report["pairs"] for report in reports.values()})
     chance = ", ".join(f"{count} held-out pairs: chance is {_percent(1 / count)}" for count in counts)
     return "\n".join([*lines, "", f"{chance} R@1."])
+
+
+def momentum_forward_table(report: Mapping[str, Any]) -> str:
+    """Markdown of a report of `atomas.benchmarks.momentum_forward`."""
+    lines = [
+        "| precision | momentum.forward | weights and masters per rank | sent per step and rank | update | features |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['precision']} | {row['forward']} | {row['held_bytes'] / row['parameters']:.1f} bytes / parameter | "
+        f"{row['sent_bytes_per_step'] / row['parameters']:.2f} bytes / parameter | {row['update_seconds']:.2f} s | "
+        f"{row['forward_seconds']:.2f} s |"
+        for row in report["rows"]
+    ]
+    parameters = report["rows"][0]["parameters"]
+    return "\n".join([*lines, "", f"{parameters / 1e6:.1f} million parameters, {report['ranks']} ranks."])
 
 
 def _read(file: Path) -> dict[str, Any]:
