@@ -239,6 +239,11 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 
 UPDATES = 2000
 M = 0.995
+MOVING = (
+    "encoder.backbone.t5.shared.weight",
+    "encoder.backbone.t5.encoder.block.0.layer.0.SelfAttention.q.weight",
+    "encoder.backbone.t5.encoder.block.0.layer.0.layer_norm.weight",
+)
 
 
 def _movement_error(found: dict[str, Tensor], wanted: dict[str, Tensor], start: dict[str, Tensor]) -> float:
@@ -249,7 +254,7 @@ def _movement_error(found: dict[str, Tensor], wanted: dict[str, Tensor], start: 
 
 
 def _long_worker(rank: int, folder: str) -> None:
-    """Drifting noisy targets, followed by AdamW on bf16 and on fp32 weights; see the test."""
+    """A few weights drift towards noisy targets, by AdamW on bf16 and on fp32 weights; see the test."""
     _prepare(rank, folder)
     runs = {
         precision: _start(_config(precision, 1, "replica", coefficient=M)) for precision in ("bf16", "fp32")
@@ -260,23 +265,28 @@ def _long_worker(rank: int, folder: str) -> None:
     exact = {name: master.double().clone() for name, master in momentum.masters.items()}
     begin = {name: value.clone() for name, value in exact.items()}
     naive = {name: master.bfloat16() for name, master in momentum.masters.items()}
-    towards = {name: 1.0 if number % 2 else -1.0 for number, name in enumerate(exact)}
+    moving = {name: 1.0 if number % 2 else -1.0 for number, name in enumerate(MOVING)}
     for update in range(UPDATES):
+        generator = torch.Generator().manual_seed(update)
+        noisy = {name: target + torch.randn(1, generator=generator).item() for name, target in moving.items()}
+        for name in exact.keys() & moving.keys():
+            exact[name].lerp_(shard.masters[name].double(), 1 - M)
+            naive[name].mul_(M).add_(shard.masters[name].bfloat16(), alpha=1 - M)
         for engine, own_shard, own_momentum in runs.values():
             own_momentum.update(own_shard.masters)
-            generator = torch.Generator().manual_seed(update)
-            terms = []
-            for name, parameter in engine.module.named_parameters():
-                noise = torch.randn(1, generator=generator).item()
-                terms.append((parameter.float() - towards.get(name, 1.0) - noise).square().sum())
+            terms = [
+                (engine.module.get_parameter(name).float() - target).square().sum()
+                for name, target in noisy.items()
+            ]
             engine.backward(torch.stack(terms).sum())
             engine.step()
-        for name, value in exact.items():
-            value.lerp_(shard.masters[name].double(), 1 - M)
-            naive[name].mul_(M).add_(shard.masters[name].bfloat16(), alpha=1 - M)
-    assert _movement_error(momentum.masters, exact, begin) < 1e-4
-    assert _movement_error(naive, exact, begin) > 0.1
-    assert _movement_error(runs["fp32"][2].masters, exact, begin) < 0.01
+    found = exact.keys() & moving.keys()
+    assert found or rank, "rank 0 holds the first parameters"
+    if found:
+        wanted = {name: exact[name] for name in found}
+        assert _movement_error(momentum.masters, wanted, begin) < 1e-4
+        assert _movement_error(naive, wanted, begin) > 0.1
+        assert _movement_error(runs["fp32"][2].masters, wanted, begin) < 0.01
     for name, weight in _whole_weights(momentum).items():
         if name in exact:
             piece = shard.fragments[name]
