@@ -286,7 +286,8 @@ def _long_worker(rank: int, folder: str) -> None:
         wanted = {name: exact[name] for name in found}
         assert _movement_error(momentum.masters, wanted, begin) < 1e-4
         assert _movement_error(naive, wanted, begin) > 0.1
-        assert _movement_error(runs["fp32"][2].masters, wanted, begin) < 0.01
+        # the bf16 run begins at rounded weights, and its gradients are those of rounded weights
+        assert _movement_error(runs["fp32"][2].masters, wanted, begin) < 0.02
     for name, weight in _whole_weights(momentum).items():
         if name in exact:
             piece = shard.fragments[name]
