@@ -201,6 +201,8 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16", "bf16_autocast", "fp16"] = "fp32"
     """`bf16` casts the weights, with fp32 masters in the optimizer; `bf16_autocast` keeps fp32 weights.
     T5 overflows in `fp16`."""
+    compile: bool = False
+    """Run the backbone's blocks through `torch.compile`, attention apart. Not under ZeRO stage 3."""
     log_every: int = 10
     """Steps between two lines of `metrics.jsonl` on the console; the file holds every step."""
     trace_steps: str = ""
@@ -219,7 +221,9 @@ class TrainingConfig:
         except ValueError:
             good = False
         if not good:
-            raise AtomasError(f"training.trace_steps = {self.trace_steps!r}: give a step or a range, as 12 or 12-14")
+            raise AtomasError(
+                f"training.trace_steps = {self.trace_steps!r}: give a step or a range, as 12 or 12-14"
+            )
 
 
 REFUSED_DEEPSPEED_KEYS = {
@@ -324,6 +328,11 @@ class Config:
             value = getattr(getattr(self, section), name)
             if value < low:
                 raise AtomasError(f"{key} = {value}: must be at least {low}")
+        if self.training.compile and self.deepspeed.zero_stage == 3:
+            raise AtomasError(
+                "training.compile with deepspeed.zero_stage = 3: weights come and go there while a block runs; "
+                "use stage 2, or leave compile off"
+            )
         if not 0.0 <= self.loss.alpha <= 1.0:
             raise AtomasError(f"loss.alpha = {self.loss.alpha}: must be in [0, 1]")
         if not 0.0 <= self.momentum.coefficient < 1.0:

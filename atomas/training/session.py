@@ -86,6 +86,8 @@ class Session:
         gauge = MemoryGauge(device)
         torch.manual_seed(config.run.seed)  # the same weights on every rank
         model = build_model(config, tokenizer.vocab_size).to(device)
+        if config.training.compile:
+            model.encoder.backbone.compile_blocks()
         momentum = None
         if config.momentum.enabled and config.loss.global_weight:
             autocast = torch.bfloat16 if config.training.precision.startswith("bf16") else None

@@ -292,8 +292,11 @@ def test_what_only_moves_memory_changes_no_loss(train: Trainer, tmp_path: Path) 
     train("plain", *common, ranks=2)
     train("recomputed", *common, "--model.activation_checkpointing=true", ranks=2)
     train("offloaded", *common, "--deepspeed.offload=cpu", ranks=2)
+    train("everything", *common, "--deepspeed.offload=cpu", "--deepspeed.zero_stage=3",
+          "--model.activation_checkpointing=true", ranks=2)  # fmt: skip
+    train("compiled", *common, "--training.compile=true", "--model.activation_checkpointing=true", ranks=2)
     reference = losses(tmp_path / "runs" / "plain")
-    for name in ("recomputed", "offloaded"):
+    for name in ("recomputed", "offloaded", "everything", "compiled"):
         assert losses(tmp_path / "runs" / name) == pytest.approx(reference, rel=1e-5), name
 
 
