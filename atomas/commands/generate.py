@@ -51,7 +51,7 @@ def _generate(args: argparse.Namespace) -> None:
 
     from atomas.distributed.process_group import resolve_device
     from atomas.errors import AtomasError
-    from atomas.tasks.decoding import Writer, warn_of_other_task
+    from atomas.tasks.decoding import Task, Writer, warn_of_other_task
     from atomas.tasks.generation import print_outputs, write_outputs
     from atomas.tasks.inputs import Kind, read_inputs
     from atomas.training.checkpoint import resolve_checkpoint, verify_checkpoint
@@ -67,7 +67,8 @@ def _generate(args: argparse.Namespace) -> None:
     verify_checkpoint(folder)
     device = resolve_device(args.device, 0)
     model, tokenizer, config = read_model(folder, momentum=args.momentum)
-    writer = Writer(model.to(device), tokenizer, settings, device=device)
-    warn_of_other_task("generation" if kind == "text" else "captioning", config.loss.task, folder)
+    task: Task = "generation" if kind == "text" else "captioning"
+    writer = Writer(model.to(device), tokenizer, settings, task=task, device=device)
+    warn_of_other_task(task, config.loss.task, folder)
     hidden = args.out is None and sys.stdout.isatty()
     print_outputs(write_outputs(writer, inputs, batch_size=args.batch_size, hidden=hidden), args.out)

@@ -12,7 +12,7 @@ from atomas.data.batching import PairBatch, RaggedTokens
 from atomas.distributed.collectives import all_reduce
 from atomas.errors import AtomasError
 from atomas.model.alignment import HierarchicalAlignment, Level, recall_at_1
-from atomas.model.backbone import Backbone, build_t5
+from atomas.model.backbone import END_ID, Backbone, build_t5
 from atomas.model.encoder import DualEncoder, Modality
 from atomas.model.global_batch import GlobalBatch
 from atomas.model.layers import at_least_float32, full_precision
@@ -171,6 +171,13 @@ class AtomasModel(nn.Module):
         found = [weight * parts[name] for name, weight in weights.items() if name in parts]
         return torch.stack(found).sum() if found else torch.zeros(())
 
+    def start_id(self, target: Modality) -> int:
+        """The decoder's first input. One that writes both learns from it which one is wanted.
+
+        A text then begins with </s>, which stands before no other target and is in every vocabulary.
+        """
+        return END_ID if self.loss.task == "both" and target == "text" else self.encoder.backbone.start_id
+
     @torch.no_grad()
     def embed(self, tokens: RaggedTokens, modality: Modality) -> Embedding:
         """B sequences of one modality; call `eval()` first, or dropout stays on."""
@@ -263,7 +270,9 @@ class AtomasModel(nn.Module):
             loss = backbone.language_model_loss(found.text_states, batch.text.lengths, batch.smiles)
             parts["loss/genmol"] = mean_over_tokens_of_all(loss, batch.smiles, everyone.smiles_tokens)
         if self.loss.task in ("gentext", "both"):
-            loss = backbone.language_model_loss(found.smiles_states, batch.smiles.lengths, batch.text)
+            loss = backbone.language_model_loss(
+                found.smiles_states, batch.smiles.lengths, batch.text, start_id=self.start_id("text")
+            )
             parts["loss/gentext"] = mean_over_tokens_of_all(loss, batch.text, everyone.text_tokens)
         return {"loss/lm": torch.stack(list(parts.values())).mean(), **(parts if len(parts) > 1 else {})}
 

@@ -24,6 +24,7 @@ from atomas.model.ragged import positions
 from atomas.phases import phase
 from atomas_kernels import distance_buckets, lm_cross_entropy, packed_attention
 
+END_ID = 1
 UNKNOWN_ID = 2
 VOCABULARY_LAYERS = ("shared", "embed_tokens", "lm_head")
 
@@ -68,16 +69,25 @@ class Backbone(nn.Module):
         states = [self._run(self.t5.encoder, part) for part in _parts(tokens.ids, tokens.lengths, passes)]
         return torch.cat(states)
 
-    def decode(self, states: Tensor, lengths: Tensor, targets: RaggedTokens) -> Tensor:
+    @property
+    def start_id(self) -> int:
+        """The decoder's first input, unless another one is asked for."""
+        start = getattr(self.t5.config, "decoder_start_token_id", None)
+        return int(self.t5.config.pad_token_id if start is None else start)
+
+    def decode(
+        self, states: Tensor, lengths: Tensor, targets: RaggedTokens, *, start_id: int | None = None
+    ) -> Tensor:
         """Decoder outputs [T_target, D], teacher-forced: the one of a token has read the target before it.
 
         Args:
             states: [T, D] encoder states of B sequences.
             lengths: [B] int64, sum T.
             targets: B sequences to be written.
+            start_id: first input of each, in place of T5's own.
         """
         passes = self._passes(lengths + targets.lengths)
-        written = _parts(self._shift_right(targets), targets.lengths, passes)
+        written = _parts(self._shift_right(targets, start_id), targets.lengths, passes)
         read = _parts(states, lengths, passes)
         hidden = [
             self._run(self.t5.decoder, target, source) for target, source in zip(written, read, strict=True)
@@ -86,10 +96,12 @@ class Backbone(nn.Module):
         # T5 v1.0 shares the embedding with the output layer and scales before it; v1.1 does neither.
         return outputs * self.width**-0.5 if self.t5.config.scale_decoder_outputs else outputs
 
-    def language_model_loss(self, states: Tensor, lengths: Tensor, targets: RaggedTokens) -> Tensor:
+    def language_model_loss(
+        self, states: Tensor, lengths: Tensor, targets: RaggedTokens, *, start_id: int | None = None
+    ) -> Tensor:
         """Cross entropy of `targets` given encoder states, mean over target tokens (method section 4)."""
         with phase("decoder"):
-            outputs = self.decode(states, lengths, targets)
+            outputs = self.decode(states, lengths, targets, start_id=start_id)
         with phase("lm_loss"):
             loss: Tensor = self.t5.lm_head(outputs, targets.ids)
         return loss
@@ -129,11 +141,10 @@ class Backbone(nn.Module):
         last: Tensor = stack.dropout(stack.final_layer_norm(hidden))
         return last
 
-    def _shift_right(self, targets: RaggedTokens) -> Tensor:
-        config = self.t5.config
-        start = getattr(config, "decoder_start_token_id", None)
+    def _shift_right(self, targets: RaggedTokens, start_id: int | None) -> Tensor:
+        """[T] ids that the decoder reads: the one before each token."""
         first = positions(targets.lengths) == 0
-        return targets.ids.roll(1).masked_fill(first, config.pad_token_id if start is None else start)
+        return targets.ids.roll(1).masked_fill(first, self.start_id if start_id is None else start_id)
 
 
 def _replace_layers(t5: Any) -> None:
@@ -193,9 +204,11 @@ def _attend(
     causal: bool = False,
 ) -> Tensor:
     """[T_q, H * d]: where a sequence ends matters here only, so that all else compiles without lengths."""
-    split = (attention.n_heads, -1)
+    queries, keys, values = (x.unflatten(1, (attention.n_heads, -1)) for x in (query[0], key[0], value))
     attended = packed_attention(
-        *(x.unflatten(1, split) for x in (query[0], key[0], value)),
+        queries,
+        keys,
+        values,
         query[1],
         key[1],
         distance_bias=bias,
@@ -235,7 +248,11 @@ _EAGER = _Pieces(_project, _add, _feed_forward)
 @lru_cache
 def _compiled(backend: str) -> _Pieces:
     """One graph for all layers of a kind: weights are inputs, and the number of tokens is a symbol."""
-    return _Pieces(*(torch.compile(piece, fullgraph=True, dynamic=True, backend=backend) for piece in _EAGER))
+
+    def compiled(piece: Any) -> Any:
+        return torch.compile(piece, fullgraph=True, dynamic=True, backend=backend)
+
+    return _Pieces(*map(compiled, _EAGER))
 
 
 def _finite(hidden: Tensor) -> Tensor:

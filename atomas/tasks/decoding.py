@@ -67,9 +67,8 @@ class DecodingSettings:
         if not math.isfinite(self.length_penalty):
             raise AtomasError(f"length_penalty = {self.length_penalty}: it must be finite")
 
-    def for_transformers(self, config: Any, vocab_size: int) -> GenerationConfig:
-        """The same for a T5 `config`; tokens from `vocab_size` on, which no tokenizer has, are never written."""
-        start = getattr(config, "decoder_start_token_id", None)
+    def for_transformers(self, *, start_id: int, vocab_size: int, rows: int) -> GenerationConfig:
+        """The same from `start_id` on; the embedding's `rows` from `vocab_size` on are no tokens, and never written."""
         sampling: dict[str, Any] = {"do_sample": False}
         if self.sample:
             sampling = {
@@ -80,10 +79,10 @@ class DecodingSettings:
             max_new_tokens=self.max_tokens,
             length_penalty=self.length_penalty,
             num_return_sequences=self.num_return_sequences,
-            decoder_start_token_id=PAD_ID if start is None else start,
+            decoder_start_token_id=start_id,
             pad_token_id=PAD_ID,
             eos_token_id=EOS_ID,
-            suppress_tokens=[UNK_ID, *range(vocab_size, config.vocab_size)],
+            suppress_tokens=[UNK_ID, *range(vocab_size, rows)],
             **sampling,
         )
 
@@ -97,6 +96,7 @@ class Writer:
         tokenizer: AtomasTokenizer,
         settings: DecodingSettings,
         *,
+        task: Task,
         device: torch.device,
         synchronized: bool = False,
     ) -> None:
@@ -117,7 +117,11 @@ class Writer:
         self._tokenizer = tokenizer
         self._device = device
         self._settings = settings
-        self._config = settings.for_transformers(self._backbone.t5.config, tokenizer.vocab_size)
+        self._config = settings.for_transformers(
+            start_id=model.start_id(TARGET[task]),
+            vocab_size=tokenizer.vocab_size,
+            rows=self._backbone.t5.config.vocab_size,
+        )
         self.synchronized = synchronized
         self._backbone.in_step = synchronized
 

@@ -14,7 +14,7 @@ from atomas.data.demo import build_demo_corpus
 from atomas.data.shards import Corpus
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
-from atomas.tasks.decoding import DecodingSettings, Writer
+from atomas.tasks.decoding import DecodingSettings, Task, Writer
 from atomas.tasks.report import result_json, retrieval_report
 from atomas.tasks.visualization import corpus_pairs, visualize
 from atomas.training.checkpoint import resolve_checkpoint
@@ -91,12 +91,17 @@ def _show_pair(out: Path, corpus: Path, console: Console) -> None:
     pairs = corpus_pairs(corpus, "test", [min(SHOWN_ROW, last)])
     text, smiles = pairs[0].text, pairs[0].smiles
     model, tokenizer, config = read_model(resolve_checkpoint(out / "hierarchical"))
-    writer = Writer(model, tokenizer, DecodingSettings(max_tokens=256), device=torch.device("cpu"))
+
+    def written(task: Task, source: str) -> str:
+        settings = DecodingSettings(max_tokens=256)
+        writer = Writer(model, tokenizer, settings, task=task, device=torch.device("cpu"))
+        return writer.write([source])[0][0]
+
     shown = [("text", text), ("molecule", smiles)]
     if config.loss.task in ("genmol", "both"):
-        shown.append(("molecule written for the text", writer.write([text])[0][0]))
+        shown.append(("molecule written for the text", written("generation", text)))
     if config.loss.task in ("gentext", "both"):
-        shown.append(("text written for the molecule", writer.write([smiles])[0][0]))
+        shown.append(("text written for the molecule", written("captioning", smiles)))
     for name, value in shown:
         console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
     page = visualize(out / "hierarchical", pairs, out / "alignment")

@@ -89,7 +89,12 @@ def generation_report(run: GenerationRun) -> Scores | None:
             corpus = Corpus.open(run.data)
             rows = _rows(corpus, run)
             writer = Writer(
-                model.to(device), tokenizer, run.decoding, device=device, synchronized=run.shard_weights
+                model.to(device),
+                tokenizer,
+                run.decoding,
+                task=run.task,
+                device=device,
+                synchronized=run.shard_weights,
             )
         if placement.rank == 0:
             warn_of_other_task(run.task, config.loss.task, folder)

@@ -28,6 +28,8 @@ from atomas.training.model_files import read_model, write_model
 BACKBONE = "encoder.backbone.t5."
 HEADS = "atomas"
 EMBEDDING, OUTPUT = "shared.weight", "lm_head.weight"
+CAPTION_RULES = "generation_config_captions.json"
+"""Beside `generation_config.json`, which then writes SMILES, where the model was trained for both."""
 NUM_BEAMS = 5
 """Of the published evaluation."""
 
@@ -49,7 +51,11 @@ def export_checkpoint(checkpoint: Path, out: Path, *, best: bool = False, moment
         kind = "T5ForConditionalGeneration" if generates else "T5EncoderModel"
         _write_json(partial / "config.json", _public_config(t5_config, kind))
         if generates:
-            _generation_config(config, tokenizer.vocab_size, t5_config.vocab_size).save_pretrained(partial)
+            rules = _generation_config(config, tokenizer.vocab_size, t5_config.vocab_size)
+            rules.save_pretrained(partial)
+            if config.loss.task == "both":
+                rules.decoder_start_token_id = model.start_id("text")
+                rules.save_pretrained(partial, CAPTION_RULES)
             if not t5_config.scale_decoder_outputs:
                 # Such a T5 counts as untied, whatever the weights are: transformers 4 looks for both.
                 backbone.setdefault(OUTPUT, backbone[EMBEDDING].clone())

@@ -232,3 +232,17 @@ def test_projected_clamp_lets_the_value_return() -> None:
     (clamped * torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0])).sum().backward()
     assert value.grad is not None
     assert value.grad.tolist() == [0.0, 1.0, 0.0, -1.0, 1.0]
+
+
+def test_a_decoder_of_both_sees_what_it_writes(make_model: Any, make_batch: Any) -> None:
+    batch = make_batch([4, 3], [2, 5])
+    firsts: dict[str, list[int]] = {}
+    for task in ("genmol", "gentext", "both"):
+        model = make_model(task=task, global_weight=0.0, hierarchical_weight=0.0)
+        read: list[torch.Tensor] = []
+        embedding = model.encoder.backbone.t5.decoder.embed_tokens
+        embedding.register_forward_pre_hook(lambda _, inputs, read=read: read.append(inputs[0]))
+        model(batch)
+        written = [ids for ids in read if len(ids) != 14]  # not the pass of the encoder over both sides
+        firsts[task] = [int(ids[0]) for ids in written]
+    assert firsts == {"genmol": [0], "gentext": [0], "both": [0, 1]}

@@ -22,7 +22,8 @@ def model(checkpoint: Path) -> tuple[AtomasModel, AtomasTokenizer]:
 
 
 def _writer(model: tuple[AtomasModel, AtomasTokenizer], **settings: object) -> Writer:
-    return Writer(*model, DecodingSettings(max_tokens=12, **settings), device=torch.device("cpu"))  # type: ignore[arg-type]
+    decoding = DecodingSettings(max_tokens=12, **settings)  # type: ignore[arg-type]
+    return Writer(*model, decoding, task="generation", device=torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -67,12 +68,23 @@ def test_nothing_is_written_for_nothing(model: tuple[AtomasModel, AtomasTokenize
     assert _writer(model).write([]) == []
 
 
-def test_a_vocabulary_with_spare_rows_writes_only_what_can_be_read(
-    model: tuple[AtomasModel, AtomasTokenizer],
+@pytest.mark.parametrize(("task", "start"), [("generation", 0), ("captioning", EOS_ID)])
+def test_a_model_of_both_is_told_what_to_write_by_the_first_input(
+    model: tuple[AtomasModel, AtomasTokenizer], task: Task, start: int
 ) -> None:
-    config = model[0].encoder.backbone.t5.config
-    generation = DecodingSettings().for_transformers(config, config.vocab_size - 5)
-    assert generation.suppress_tokens == [UNK_ID, *range(config.vocab_size - 5, config.vocab_size)]
+    read: list[list[int]] = []
+    embedding = model[0].encoder.backbone.t5.decoder.embed_tokens
+    hook = embedding.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].flatten().tolist()))
+    Writer(*model, DecodingSettings(max_tokens=2, beams=1), task=task, device=torch.device("cpu")).write(
+        ["CO"]
+    )
+    hook.remove()
+    assert next(ids for ids in read if len(ids) == 1) == [start]  # the encoder reads more tokens
+
+
+def test_a_vocabulary_with_spare_rows_writes_only_what_can_be_read() -> None:
+    generation = DecodingSettings().for_transformers(start_id=0, vocab_size=95, rows=100)
+    assert generation.suppress_tokens == [UNK_ID, *range(95, 100)]
 
 
 def test_a_model_without_decoder_cannot_write(model: tuple[AtomasModel, AtomasTokenizer]) -> None:
@@ -99,9 +111,9 @@ def test_settings_that_make_no_sense(settings: dict[str, float]) -> None:
 
 def test_longest_output(model: tuple[AtomasModel, AtomasTokenizer]) -> None:
     model_, tokenizer = model
-    (output,) = Writer(
-        model_, tokenizer, DecodingSettings(max_tokens=3, beams=1), device=torch.device("cpu")
-    ).write(["x"])[0]
+    settings = DecodingSettings(max_tokens=3, beams=1)
+    writer = Writer(model_, tokenizer, settings, task="generation", device=torch.device("cpu"))
+    (output,) = writer.write(["x"])[0]
     ids = RaggedTokens.from_lists(tokenizer.encode_batch([output])).ids
     assert len(ids) <= 4  # three tokens and an end
 

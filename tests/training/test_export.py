@@ -49,7 +49,8 @@ def assert_generates_alike(checkpoint: Path, exported: Path, *, momentum: bool =
             assert tokenizer.decode(row.tolist()) == pieces.decode(row, skip_special_tokens=True)
     assert theirs.generation_config.num_beams == 5
     assert theirs.generation_config.suppress_tokens[0] == UNK_ID
-    writer = Writer(model, tokenizer, DecodingSettings(max_tokens=20), device=torch.device("cpu"))
+    settings = DecodingSettings(max_tokens=20)
+    writer = Writer(model, tokenizer, settings, task="generation", device=torch.device("cpu"))
     rows = theirs.generate(**batch, max_new_tokens=20)
     assert writer.write(SENTENCES) == [[pieces.decode(row, skip_special_tokens=True)] for row in rows]
 
