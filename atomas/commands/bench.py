@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from atomas.benchmarks import batch_size
+from atomas.benchmarks.distributed import command as distributed_command
 from atomas.benchmarks.step import command as step_command
 from atomas.errors import AtomasError
 
@@ -46,6 +48,24 @@ def register(subparsers: Any) -> None:
     )
     step_command.add_arguments(step)
     step.set_defaults(run=step_command.run)
+    sizes = kinds.add_parser(
+        "batch-size",
+        help="peak memory of a step against the contrastive batch",
+        description=batch_size.DESCRIPTION,
+        epilog=f"Example:\n  atomas bench batch-size {batch_size.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    batch_size.add_arguments(sizes)
+    sizes.set_defaults(run=batch_size.run)
+    distributed = kinds.add_parser(
+        "distributed",
+        help="the alignment over ranks: work, bytes and time of one rank",
+        description=distributed_command.DESCRIPTION,
+        epilog=f"Example:\n  atomas bench distributed {distributed_command.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    distributed_command.add_arguments(distributed)
+    distributed.set_defaults(run=distributed_command.run)
     compare = kinds.add_parser(
         "compare",
         help="what became slower or faster between two reports",

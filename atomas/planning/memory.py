@@ -233,8 +233,9 @@ def _stack_bytes(work: Workload, tokens: float, layers: int, layer: float, devic
 def _layer(work: Workload, device: Device, tokens: float, *, scores: float) -> float:
     """Self-attention and feed-forward layer."""
     sizes, e, mask = work.t5.backbone, work.element_bytes, _mask_bytes(work)
-    # input of ReLU or GELU, its output, and in the gated form the other factor and the product
-    states = (4 if sizes.gated else 1) * e + (mask + e if mask else 0)
+    # ReLU's output, and that after dropout; the gated form's GELU of transformers is made of products, each of which
+    # keeps its factors: its input, four steps on the way, the gate, and what the output layer reads
+    states = 7 * e + mask if sizes.gated else e + (mask + e if mask else 0)
     feed_forward = tokens * (sizes.feed_forward * states + mask * sizes.width)
     return (
         _attention(work, device, tokens, tokens, scores, biased=True)

@@ -40,7 +40,6 @@ def test_tensors_of_a_run(count: Counter) -> None:
         ("--deepspeed.zero_stage=0",),
         ("--deepspeed.zero_stage=0", "--model.dropout_rate=0", "--momentum.queue_size=40000"),
         ("--deepspeed.zero_stage=2", "--model.activation_checkpointing=true", "--data.batch_size=32"),
-        ("--deepspeed.zero_stage=2", "--training.precision=bf16"),
         ("--deepspeed.zero_stage=1", "--loss.task=both", "--momentum.enabled=false"),
         ("--deepspeed.zero_stage=2", "--training.micro_batch_size=4", "--data.batch_size=32"),
     ],
