@@ -26,8 +26,10 @@ def test_the_softmax_of_attention_reduces_in_float32() -> None:
         return float(((result.double() - exact).abs() / exact).max())
 
     assert out.dtype == torch.bfloat16
-    assert worst(out) < 1.1 * HALF_UNIT
-    assert worst(attend(query, key, value)) > 2 * HALF_UNIT
+    assert (
+        worst(out) < 2 * HALF_UNIT
+    )  # flash attention rounds the weights before their product with the values
+    assert worst(attend(query, key, value)) > 8 * HALF_UNIT
 
 
 def test_the_language_model_loss_reduces_in_float32() -> None:
