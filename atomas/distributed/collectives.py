@@ -30,7 +30,7 @@ def all_gather_sizes(size: int, device: torch.device, what: str) -> list[int]:
     sizes = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(world_size())]
     with communication(Collective(kind="all_gather", what=what, payload_bytes=8)):
         dist.all_gather(sizes, torch.tensor([size], dtype=torch.int64, device=device))
-    return [int(item) for item in sizes]
+    return [int(item) for item in torch.cat(sizes).tolist()]
 
 
 def all_gather_rows(rows: Tensor, sizes: Sequence[int], what: str) -> Tensor:
@@ -76,28 +76,24 @@ def all_reduce(values: Tensor, what: str, op: dist.ReduceOp.RedOpType = dist.Red
     return values
 
 
-def send_to_next(
-    tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]], what: str
-) -> Callable[[], list[Tensor]]:
-    """Begin to send `tensors` to rank + 1 and to receive as many, of `shapes` and the same dtypes, from rank - 1.
+def send_to_next(rows: Tensor, shape: Sequence[int], what: str) -> Callable[[], Tensor]:
+    """Begin to send `rows` to rank + 1, and to receive a tensor of `shape` and the same dtype from rank - 1.
 
-    Call the result to wait for what is received; until then `tensors` must not be written.
+    Call the result, once, to wait for what is received; until then `rows` must not be written.
     """
-    sent = [tensor.detach().contiguous() for tensor in tensors]
-    received = [tensor.new_empty(list(shape)) for tensor, shape in zip(sent, shapes, strict=True)]
+    sent = rows.detach().contiguous()
+    received = sent.new_empty(list(shape))
     after, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
-    operations = [
-        *(dist.P2POp(dist.isend, tensor, after) for tensor in sent if tensor.numel()),
-        *(dist.P2POp(dist.irecv, tensor, before) for tensor in received if tensor.numel()),
-    ]
-    call = Collective(kind="exchange", what=what, payload_bytes=sum(tensor.nbytes for tensor in sent))
-    with communication(call):
+    operations = [dist.P2POp(dist.isend, sent, after), dist.P2POp(dist.irecv, received, before)]
+    operations = [operation for operation in operations if operation.tensor.numel()]
+    with communication(Collective(kind="exchange", what=what, payload_bytes=sent.nbytes)):
         requests = dist.batch_isend_irecv(operations) if operations else []
 
-    def wait() -> list[Tensor]:
+    def wait() -> Tensor:
         with communication(Collective(kind="exchange", what=what, payload_bytes=0)):
             for request in requests:
                 request.wait()
+        operations.clear()  # held until here: no allocator may give away what is still being sent
         return received
 
     return wait

@@ -7,7 +7,6 @@ backward pass the gradient of a block rides behind it and is complete when it is
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from atomas.distributed.collectives import (
@@ -48,10 +47,10 @@ def visit_blocks(
     for step in range(ranks):
         owner, following = (rank() - step) % ranks, (rank() - step - 1) % ranks
         if step < ranks - 1:
-            arrival = send_to_next([block], [(sizes[following], *rows.shape[1:])], what)
+            arrival = send_to_next(block, (sizes[following], *rows.shape[1:]), what)
         visitor(block, [owner])
         if step < ranks - 1:
-            (block,) = arrival()
+            block = arrival()
 
 
 def visit_blocks_with_gradient(
@@ -72,17 +71,18 @@ def visit_blocks_with_gradient(
     if mode == "allgather" or ranks == 1:
         gradient = visitor(all_gather_rows(rows, sizes, what), range(ranks))
         return reduce_scatter_rows(gradient, sizes, gradient_name)
-    block, ride = rows.detach(), None
+    block = rows.detach()
+    ride: Callable[[], Tensor] | None = None
     for step in range(ranks):
         owner, following = (rank() - step) % ranks, (rank() - step - 1) % ranks
         shape = (sizes[following], *rows.shape[1:])
         if step < ranks - 1:
-            arrival = send_to_next([block], [shape], what)
+            arrival = send_to_next(block, shape, what)
         gradient = visitor(block, [owner])
         if ride is not None:  # what the ranks before have added to this block's gradient
-            gradient = gradient + ride()[0]
-        ride = send_to_next([gradient], [shape], gradient_name)
+            gradient = gradient + ride()
+        ride = send_to_next(gradient, shape, gradient_name)
         if step < ranks - 1:
-            (block,) = arrival()
+            block = arrival()
     assert ride is not None
-    return torch.as_tensor(ride()[0])
+    return ride()

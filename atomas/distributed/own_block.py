@@ -46,7 +46,7 @@ class OwnBlock:
         self._row_rival = self.scale.new_full((rows,), -torch.inf)
         self._column_rival = self.scale.new_full((total,), -torch.inf)
         self._own_score = self.scale.new_zeros(rows)
-        self._target_sum = self.scale.new_zeros(())
+        self._row_target = self.scale.new_zeros(rows)
         self._shares: Tensor | None = None
         if false_negatives == "multi_positive":
             self._shares = 1 / self._positives()
@@ -60,7 +60,7 @@ class OwnBlock:
         local = rows - self.partition.own.start
         self._row_lse[local] = torch.logaddexp(self._row_lse[local], logits.logsumexp(1))
         self._column_lse[columns] = torch.logaddexp(self._column_lse[columns], logits.logsumexp(0))
-        self._target_sum += (targets * logits.where(targets > 0, 0)).sum()
+        self._row_target[local] += (targets * logits.where(targets > 0, 0)).sum(1)
         related = self._relation(rows, columns) | own if self._mode != "keep" else own
         rivals = logits.masked_fill(related, -torch.inf)
         self._row_rival[local] = torch.maximum(self._row_rival[local], rivals.amax(1))
@@ -79,7 +79,8 @@ class OwnBlock:
         sums = all_reduce((self._column_lse - highest[0]).exp(), "sum of each column")
         self._column_lse = highest[0] + sums.log()
         own = self.partition.own
-        total = self._row_lse.sum() + self._column_lse[own].sum() - self._target_sum
+        # Pair by pair: sums of large logits would cancel, and take the digits of a small loss with them.
+        total = (self._row_lse + self._column_lse[own] - self._row_target).sum()
         hits = (self._own_score > self._row_rival).sum() + (self._own_score > self._column_rival[own]).sum()
         share = self.partition.world_size / (2 * self.partition.total)
         return total * share, hits * share

@@ -33,11 +33,6 @@ class Partition:
         """Numbers of this rank's pairs."""
         return self.pairs_of(rank())
 
-    @property
-    def mean_weight(self) -> float:
-        """W b / B: times a mean over this rank's pairs, gives what averages over ranks to the mean over all pairs."""
-        return self.world_size * self.sizes[rank()] / self.total
-
     def pairs_of(self, owner: int) -> slice:
         """Numbers of the pairs of rank `owner`."""
         start = sum(self.sizes[:owner])

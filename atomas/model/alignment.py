@@ -188,7 +188,8 @@ def gather_lengths(
 def larger_first(text: Modal, smiles: Modal, lengths: tuple[Tensor, Tensor]) -> list[tuple[Modal, Tensor]]:
     """Both modalities, each with its [B] lengths; the one with fewer tokens, cheaper to send, comes last."""
     sides = [(text, lengths[0]), (smiles, lengths[1])]
-    return sorted(sides, key=lambda side: -int(side[1].sum()))
+    text_tokens, smiles_tokens = torch.stack(lengths).sum(1).tolist()
+    return sides if text_tokens >= smiles_tokens else sides[::-1]
 
 
 def gather_level(level: Level, lengths: Tensor, partition: Partition, *, what: str) -> Level:
@@ -202,7 +203,7 @@ def gather_level(level: Level, lengths: Tensor, partition: Partition, *, what: s
     """
     if partition.world_size == 1:
         return level
-    sizes = [int(part.sum()) for part in lengths.split(list(partition.sizes))]
+    sizes = [int(part.sum()) for part in lengths.cpu().split(list(partition.sizes))]
     tokens, weight = split_rows(gather_rows(level.rows(), sizes, what=what))
     return Level(tokens=tokens, lengths=lengths, weight=weight, assignment=None)
 

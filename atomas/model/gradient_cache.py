@@ -95,7 +95,7 @@ class GradientCache:
                 products.append((self._model.clamped_temperature() * self._of_temperature).sum())
             if self._of_scale is not None and self._model.alignment is not None:
                 products.append((self._model.alignment.scale() * self._of_scale).sum())
-        return torch.stack(products).sum()
+        return torch.stack(products).sum() if products else representation.text_states.new_zeros(())
 
     def _close_global(self) -> dict[str, Tensor]:
         """L_ga, a micro-batch of rows after the other against all keys."""

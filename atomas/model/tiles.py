@@ -63,6 +63,7 @@ class TiledLevel:
         self._block, self._exchange, self._what = block, exchange, what
         self._partition: Partition = block.partition
         self._chunks = len(own.rows)
+        self._travelling_lengths = travelling.lengths.cpu()
 
     def close(self) -> tuple[Tensor, Tensor]:
         """Loss and recall, see `OwnBlock.close`. Collective."""
@@ -143,7 +144,7 @@ class TiledLevel:
         parts = [
             self._partition.chunk(owner, chunk, self._chunks) for owner in range(self._partition.world_size)
         ]
-        return [int(self._travelling.lengths[part].sum()) for part in parts]
+        return [int(self._travelling_lengths[part].sum()) for part in parts]
 
 
 class _TiledLoss(torch.autograd.Function):

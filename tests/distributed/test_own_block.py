@@ -41,6 +41,18 @@ def test_it_is_info_nce(mode: str) -> None:
     assert_close(found, torch.autograd.grad(expected, [scores, scale]))
 
 
+def test_a_small_loss_of_large_logits_keeps_its_digits() -> None:
+    torch.manual_seed(0)
+    scores = 0.4 * (torch.eye(512) + torch.rand(512, 512))
+
+    def loss(dtype: torch.dtype) -> Tensor:
+        scale = torch.tensor([100.0], dtype=dtype)
+        block = OwnBlock(scale, Partition((512,)), lambda rows, columns: rows[:, None] == columns, "keep")
+        return own_block_info_nce(scores.to(dtype), scale, block)[0]
+
+    assert_close(loss(torch.float32).double(), loss(torch.float64), rtol=1e-5, atol=0)
+
+
 def test_several_positives_share_the_target() -> None:
     scores, scale = _problem()
     loss, _ = _loss(scores, scale, "multi_positive")

@@ -81,7 +81,7 @@ class PlainEngine:
         """Nothing between micro-batches."""
 
 
-def _model(case: Case) -> AtomasModel:
+def _model(case: Case, **weights: float) -> AtomasModel:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_decoder_layers": 1}
     loss = LossConfig(
@@ -89,6 +89,7 @@ def _model(case: Case) -> AtomasModel:
         level_weights=case.level_weights,
         false_negatives=case.false_negatives,
         exchange=case.exchange,
+        **weights,  # type: ignore[arg-type]
     )
     model = AtomasModel(
         ModelConfig(**sizes, num_heads=4, pooling="attention", dropout_rate=0.0),
@@ -125,7 +126,8 @@ def _steps(part: slice, case: Case) -> Iterator[tuple[dict[str, Tensor], dict[st
     engine = PlainEngine(model, case.micro_batches)
     slow = None
     if case.momentum:
-        slow = Momentum(model.encoder, MomentumConfig(queue_size=16)).to(case.dtype)
+        # smaller than a batch: the second step reads a queue that has wrapped
+        slow = Momentum(model.encoder, MomentumConfig(queue_size=8)).to(case.dtype)
     for step in range(STEPS):
         if slow is not None:
             _follow(slow, model)
@@ -204,4 +206,4 @@ def test_the_gradients_are_not_all_small(expected: Any) -> None:
         for name, gradient in gradients.items():
             # a softmax does not see a shift
             if not name.endswith((".2.bias", "score.bias", "key_value.bias")):
-                assert gradient.abs().max() > 1e-7, (problem, name)
+                assert gradient.abs().max() > 1e-3, (problem, name)

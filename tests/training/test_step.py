@@ -84,6 +84,19 @@ def test_both_passes_drop_the_same() -> None:
     assert other["loss"] != losses["loss"]  # other random numbers: dropout is on, and the stream goes on
 
 
+@pytest.mark.parametrize("alone", ["global_weight", "hierarchical_weight", "lm_weight"])
+def test_one_loss_alone(alone: str) -> None:
+    weights = dict.fromkeys(("global_weight", "hierarchical_weight", "lm_weight"), 0.0) | {alone: 1.0}
+    model, batch = _model(Case(), **weights), _batch(0, slice(0, PAIRS))
+    expected = contrastive_step(PlainEngine(model, 1), None, batch)
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    losses = contrastive_step(PlainEngine(model, 3), None, batch, micro_batches=3)
+    assert_close(losses, expected, rtol=1e-12, atol=1e-12)
+    for name, parameter in model.named_parameters():
+        assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-12)
+
+
 def test_the_micro_batch_must_divide_a_ranks_pairs() -> None:
     def config(size: int) -> Config:
         return Config(data=DataConfig(batch_size=24), training=TrainingConfig(micro_batch_size=size))
