@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer, GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from atomas.cli import main
-from atomas.data.tokenizer import UNK_ID, AtomasTokenizer
+from atomas.data.tokenizer import EOS_ID, UNK_ID, AtomasTokenizer
 from atomas.model.backbone import t5_from_config
 from atomas.tasks.decoding import DecodingSettings, Writer
 from atomas.training.model_files import read_model
@@ -163,3 +163,16 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert not (tmp_path / "x").exists()
     with contextlib.suppress(FileNotFoundError):
         assert not list(tmp_path.glob(".*partial"))
+
+
+def test_an_export_of_both_says_how_captions_begin(tmp_path: Path) -> None:
+    for task in ("genmol", "both"):
+        write_small(tmp_path / task, task=task)
+        assert atomas("export", tmp_path / task, "--out", tmp_path / f"{task}-out") == 0
+        rules = GenerationConfig.from_pretrained(tmp_path / f"{task}-out")
+        assert rules.decoder_start_token_id == 0
+    captions = "generation_config_captions.json"
+    assert not (tmp_path / "genmol-out" / captions).exists()
+    rules = GenerationConfig.from_pretrained(tmp_path / "both-out", captions)
+    assert rules.decoder_start_token_id == EOS_ID
+    assert rules.suppress_tokens[0] == UNK_ID
