@@ -66,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpus-per-node", type=int, metavar="G", help="processes of a host (default: the profile's)")
     add("--hosts", metavar="A,B", help="hosts for torchrun, deepspeed, mpi; rank 0's first")
     add("--time", metavar="LIMIT", help="HH:MM:SS, D-HH:MM:SS or minutes")
-    add("--array", default="", metavar="1-N%%1", help="Slurm: a chain of N jobs that continue one run")
+    add(
+        "--array", default="", metavar="SPEC", help="Slurm: a chain of jobs that continue one run, as 1-10%%1"
+    )
     add("--exclude", default="", metavar="A,B", help="nodes not to use")
     add("--restarts", type=int, default=0, metavar="N", help="start again after a failure, up to N times")
     add(

@@ -19,7 +19,7 @@ FORWARDED_PREFIXES = (
 )  # fmt: skip
 """Variables of the submitting shell that decide how training runs; ssh and deepspeed forward few of them or none."""
 _HOST_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
-_NOT_FORWARDED = ("CUDA_VISIBLE_DEVICES", "HF_TOKEN")  # the one is a fact of this host, the other a secret
+_SECRET_ENDINGS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 
 def forwarded(environ: Mapping[str, str]) -> dict[str, str]:
@@ -27,7 +27,9 @@ def forwarded(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(environ.items())
-        if name.startswith(FORWARDED_PREFIXES) and name not in _NOT_FORWARDED
+        if name.startswith(FORWARDED_PREFIXES)
+        and not name.endswith(_SECRET_ENDINGS)
+        and name != "CUDA_VISIBLE_DEVICES"  # a fact of this host
     }
 
 

@@ -103,6 +103,7 @@ def test_variables_of_the_shell_that_matter_go_along(launch: Launch, tmp_path: P
         "NCCL_DEBUG": "INFO",
         "UCX_TLS": "rc x",
         "HF_TOKEN": "secret",
+        "DS_API_KEY": "secret",
         "OTHER": "1",
         "CUDA_VISIBLE_DEVICES": "0",
     }
@@ -110,5 +111,5 @@ def test_variables_of_the_shell_that_matter_go_along(launch: Launch, tmp_path: P
     assert "export NCCL_DEBUG=WARN" in output
     assert "export UCX_TLS='rc x'" in output
     assert "export OTHER=1" in output
-    assert "HF_TOKEN" not in output
+    assert "secret" not in output
     assert "CUDA_VISIBLE_DEVICES" not in output
