@@ -1,5 +1,6 @@
 """Gradient caching on one rank: with dropout, and what it asks of the configuration."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from atomas.model.atomas import AtomasModel, Representation
 from atomas.model.global_batch import GlobalBatch
 from atomas.training.step import contrastive_step, micro_batches_of, seeded
 from tests.model.test_ranks import PAIRS, Case, PlainEngine, _batch, _model
+from tests.training.conftest import Trainer, last_record
 
 CPU = torch.device("cpu")
 
@@ -110,3 +112,19 @@ def test_too_few_pairs_for_the_micro_batches() -> None:
     engine: Any = PlainEngine(_model(Case()), 4)
     with pytest.raises(AtomasError, match="2 pairs, too few for 4"):
         contrastive_step(engine, None, _batch(0, slice(0, 2)), micro_batches=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_run_in_micro_batches_is_the_same_run(train: Trainer, tmp_path: Path, stage: int) -> None:
+    common = (
+        "--training.max_steps=4",
+        "--training.gradient_accumulation_steps=2",
+        "--model.dropout_rate=0",
+        f"--deepspeed.zero_stage={stage}",
+    )
+    train("whole", *common)
+    train("cut", *common, "--training.micro_batch_size=2", "--training.feature_cache=disk")
+    whole, cut = (last_record(tmp_path / "runs" / name) for name in ("whole", "cut"))
+    for key in ("loss", "gradient_norm", "temperature", "logit_scale"):
+        assert cut[key] == pytest.approx(whole[key], rel=1e-4), key
