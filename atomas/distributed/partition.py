@@ -1,6 +1,7 @@
 """How the pairs of a global batch lie on the ranks."""
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 
@@ -38,7 +39,29 @@ class Partition:
         start = sum(self.sizes[:owner])
         return slice(start, start + self.sizes[owner])
 
-    def chunk(self, owner: int, number: int, count: int) -> slice:
-        """Numbers of the pairs in chunk `number` of `count` nearly equal chunks of rank `owner`."""
-        pairs = self.pairs_of(owner)
-        return slice(*(pairs.start + self.sizes[owner] * place // count for place in (number, number + 1)))
+    def chunk(self, owner: int, number: int, chunks: "Chunks") -> slice:
+        """Numbers of the pairs in chunk `number` of rank `owner`."""
+        pairs, parts = self.pairs_of(owner), chunks.members(number)
+        return slice(
+            *(
+                pairs.start + self.sizes[owner] * place // chunks.micro_batches
+                for place in (parts.start, parts.stop)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How the pairs of each rank are cut: into nearly equal micro-batches, some of which in a row make a chunk."""
+
+    micro_batches: int = 1
+    per_chunk: int = 1
+
+    def __len__(self) -> int:
+        """Return how many chunks there are."""
+        return ceil(self.micro_batches / self.per_chunk)
+
+    def members(self, number: int) -> range:
+        """Numbers of the micro-batches in a chunk."""
+        start = number * self.per_chunk
+        return range(start, min(start + self.per_chunk, self.micro_batches))

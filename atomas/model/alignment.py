@@ -20,7 +20,7 @@ from atomas.distributed.partition import Partition
 from atomas.model.encoder import Modality
 from atomas.model.global_batch import GlobalBatch
 from atomas.model.layers import Linear, at_least_float32, full_precision
-from atomas.model.polymerization import Polymerization
+from atomas.model.polymerization import Clusters, Polymerization
 from atomas.model.tiles import Side, TiledLevel, join_rows, split_rows, tiled_info_nce
 from atomas.phases import phase
 from atomas_kernels import segment_softmax, token_interaction
@@ -65,14 +65,20 @@ class Hierarchy(nn.Module):
         )
         self.importance = nn.ModuleDict({str(level): ImportanceMLP(width) for level in aligned})
 
-    def forward(self, states: Tensor, lengths: Tensor) -> list[Level]:
-        """Encoder states [T, D] of B sequences -> levels from 0 to the highest with a weight."""
+    def forward(
+        self, states: Tensor, lengths: Tensor, clusters: Sequence[Clusters] | None = None
+    ) -> list[Level]:
+        """Encoder states [T, D] of B sequences -> levels from 0 to the highest with a weight.
+
+        `clusters` are those of an earlier pass over the same states; None finds them.
+        """
         tokens, assignment = at_least_float32(states), None
         levels = []
         for number in range(len(self.polymerizations) + 1):
             if number:
                 with phase("polymerisation"):
-                    step = self.polymerizations[number - 1](tokens, lengths)
+                    known = None if clusters is None else clusters[number - 1]
+                    step = self.polymerizations[number - 1](tokens, lengths, known)
                 tokens, lengths, assignment = step.tokens, step.lengths, step.assignment
             weight = None
             if str(number) in self.importance:
@@ -210,10 +216,12 @@ def gather_level(level: Level, lengths: Tensor, partition: Partition, *, what: s
 
 @torch.no_grad()
 def recall_at_1(scores: Tensor, own: Tensor, not_negative: Tensor | None) -> Tensor:
-    """Share of rows of [n, m] `scores` in which the column `own` [n] is the highest.
+    """Share of rows of [n, m] `scores` in which the column `own` [n] is higher than all others.
 
     Pairs that are True in `not_negative` [n, m] do not compete.
     """
+    own_score = scores.gather(1, own[:, None])
+    rivals = scores.scatter(1, own[:, None], float("-inf"))
     if not_negative is not None:
-        scores = scores.masked_fill(not_negative.scatter(1, own[:, None], False), float("-inf"))
-    return (scores.argmax(dim=1) == own).to(scores.dtype).mean()
+        rivals = rivals.masked_fill(not_negative, float("-inf"))
+    return (own_score[:, 0] > rivals.amax(dim=1)).to(scores.dtype).mean()

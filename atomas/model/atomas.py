@@ -1,6 +1,6 @@
 """The whole model: a batch of pairs to the losses of method section 5."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ from atomas.model.encoder import DualEncoder, Modality
 from atomas.model.global_batch import GlobalBatch
 from atomas.model.layers import at_least_float32, full_precision
 from atomas.model.momentum import Keys, MomentumTargets, global_loss
+from atomas.model.polymerization import Clusters
 from atomas.model.pooling import build_pooler
 from atomas.phases import phase
 
@@ -50,6 +51,8 @@ class MicroBatch(Protocol):
     """A part of a global batch whose contrastive losses are known already."""
 
     everyone: GlobalBatch
+    clusters: Mapping[Modality, Sequence[Clusters]]
+    """Those from which the losses were computed: rounding must not turn them"""
 
     def surrogate(self, found: Representation) -> Tensor:
         """Scalar that has their gradient through this part."""
@@ -134,7 +137,7 @@ class AtomasModel(nn.Module):
             everyone = cached.everyone
         else:
             everyone = GlobalBatch.of(batch) if targets is None else targets.everyone
-        found = self.represent(batch)
+        found = self.represent(batch, None if cached is None else cached.clusters)
         parts: dict[str, Tensor] = {} if cached else self._contrast(found, targets, everyone)
         if self.loss.lm_weight:
             parts |= self._generation(batch, found, everyone)
@@ -143,8 +146,10 @@ class AtomasModel(nn.Module):
             total = total + cached.surrogate(found)
         return {"loss": total} | {name: value.detach() for name, value in parts.items()}
 
-    def represent(self, batch: PairBatch) -> "Representation":
-        """What the losses read of b pairs."""
+    def represent(
+        self, batch: PairBatch, clusters: Mapping[Modality, Sequence[Clusters]] | None = None
+    ) -> "Representation":
+        """What the losses read of b pairs; with the `clusters` of an earlier pass, where they are given."""
         with phase("encoder"):
             text, smiles = self.encoder.states(batch)
         sides: list[tuple[Modality, Tensor, RaggedTokens]] = [
@@ -158,7 +163,8 @@ class AtomasModel(nn.Module):
                 features[modality] = self.encoder.pool(states, tokens.lengths, modality)
             if self.alignment is not None:
                 with phase("polymerisation"):  # and the importance of its levels
-                    levels[modality] = self.alignment.hierarchy(modality)(states, tokens.lengths)
+                    known = None if clusters is None else clusters[modality]
+                    levels[modality] = self.alignment.hierarchy(modality)(states, tokens.lengths, known)
         return Representation(text_states=text, smiles_states=smiles, features=features, levels=levels)
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:

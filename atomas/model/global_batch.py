@@ -15,9 +15,9 @@ class Identities:
     """What n pairs are, so that equal ones are not taken for negatives."""
 
     text: Tensor
-    """[n] int64, equal for equal texts; -1 matches nothing"""
+    """[n] int64, not negative, equal for equal texts"""
     molecule: Tensor
-    """[n] int64, equal for equal molecules; -1 matches nothing"""
+    """[n] int64, not negative, equal for equal molecules"""
 
     def related_to(self, other: "Identities") -> Tensor:
         """[n, m] bool: True where two pairs have the same text or the same molecule."""

@@ -14,14 +14,19 @@ from torch import Tensor
 
 from atomas.distributed.collectives import all_gather_rows, rank, reduce_scatter_rows
 from atomas.distributed.own_block import OwnBlock
+from atomas.distributed.partition import Chunks
 from atomas.model.alignment import HierarchicalAlignment, Level, gather_lengths, larger_first
 from atomas.model.atomas import AtomasModel, Representation
 from atomas.model.encoder import Modality
 from atomas.model.global_batch import GlobalBatch
 from atomas.model.momentum import Keys, MomentumTargets
+from atomas.model.polymerization import Clusters
 from atomas.model.row_store import RowStore, StorePlace, row_store
 from atomas.model.tiles import Side, TiledLevel
 from atomas.phases import phase
+
+TILE_PAIRS = 256
+"""Pairs of each side in a tile of scores; of one micro-batch, where that has more."""
 
 _Key = tuple[int, Modality]
 """A level of one modality."""
@@ -43,14 +48,19 @@ class GradientCache:
         self._model, self.everyone, self._targets = model, everyone, targets
         self._place, self._device = place, everyone.sample_id.device
         partition = everyone.partition
+        own = [partition.chunk(rank(), number, Chunks(micro_batches)) for number in range(micro_batches)]
         first = partition.own.start
-        chunks = [partition.chunk(rank(), number, micro_batches) for number in range(micro_batches)]
-        self._rows = [slice(chunk.start - first, chunk.stop - first) for chunk in chunks]
+        self._rows = [slice(pairs.start - first, pairs.stop - first) for pairs in own]
+        # What is encoded at once makes tiles too small to be worth their reading.
+        self._chunks = Chunks(micro_batches, max(1, TILE_PAIRS * micro_batches // max(partition.sizes)))
         self._features: dict[Modality, list[Tensor]] = {"text": [], "smiles": []}
         self._of_features: dict[Modality, Tensor] = {}
         self._levels: dict[_Key, RowStore] = {}
+        self._waiting: dict[_Key, list[Tensor]] = {}
         self._lengths: dict[_Key, list[Tensor]] = {}
         self._of_levels: dict[_Key, RowStore] = {}
+        self.clusters: list[dict[Modality, list[Clusters]]] = []
+        """of every micro-batch"""
         self._of_temperature: Tensor | None = None
         self._of_scale: Tensor | None = None
 
@@ -58,11 +68,26 @@ class GradientCache:
         """Keep what the losses read of the next micro-batch."""
         for modality, features in representation.features.items():
             self._features[modality].append(features.detach())
+        self.clusters.append(
+            {
+                modality: [
+                    Clusters(level.assignment, level.lengths)
+                    for level in levels
+                    if level.assignment is not None
+                ]
+                for modality, levels in representation.levels.items()
+            }
+        )
         for key, level in self._aligned(representation).items():
             if key not in self._levels:
-                self._levels[key], self._lengths[key] = row_store(self._place, self._device), []
-            self._levels[key].append(level.rows())
+                self._levels[key] = row_store(self._place, self._device)
+                self._lengths[key], self._waiting[key] = [], []
             self._lengths[key].append(level.lengths)
+            self._waiting[key].append(level.rows())
+            added = len(self._lengths[key])
+            if added % self._chunks.per_chunk == 0 or added == self._chunks.micro_batches:
+                self._levels[key].append(torch.cat(self._waiting[key]))
+                self._waiting[key].clear()
 
     def close(self) -> dict[str, Tensor]:
         """The contrastive losses and their metrics, as `AtomasModel.forward` gives them. Collective."""
@@ -87,7 +112,7 @@ class GradientCache:
             for modality, features in representation.features.items()
         ]
         products += [
-            (level.rows() * self._of_levels[key][number]).sum()
+            (level.rows() * self._of_rows(key, number)).sum()
             for key, level in self._aligned(representation).items()
         ]
         if number == 0:
@@ -146,6 +171,7 @@ class GradientCache:
                 Side(rows=self._levels.pop(sent_key), lengths=sent_lengths),
                 OwnBlock(scale, everyone.partition, everyone.related, alignment.false_negatives),
                 alignment.exchange,
+                chunks=self._chunks,
                 what=f"tokens of level {number}",
             )
             of_own, of_sent = (row_store(self._place, self._device) for _ in keys)
@@ -155,6 +181,13 @@ class GradientCache:
                 self._of_scale += tiles.gradient(of_own, of_sent, weight)
             self._of_levels |= {own_key: of_own, sent_key: of_sent}
         return alignment.total(found) | {"logit_scale": scale.squeeze(0)}
+
+    def _of_rows(self, key: _Key, number: int) -> Tensor:
+        """[T, D + 1] gradient of the rows of micro-batch `number` at a level."""
+        chunk = number // self._chunks.per_chunk
+        members = self._chunks.members(chunk)
+        sizes = [int(self._lengths[key][member].sum()) for member in members]
+        return self._of_levels[key][chunk].split(sizes)[number - members.start]
 
     def _aligned(self, representation: Representation) -> dict[_Key, Level]:
         if self._model.alignment is None:
@@ -170,7 +203,7 @@ class CachedMicroBatch:
     """One micro-batch of a closed cache."""
 
     def __init__(self, cache: GradientCache, number: int) -> None:
-        self.everyone = cache.everyone
+        self.everyone, self.clusters = cache.everyone, cache.clusters[number]
         self._cache, self._number = cache, number
 
     def surrogate(self, found: Representation) -> Tensor:

@@ -9,6 +9,15 @@ from atomas.model.ragged import positions
 from atomas_kernels import cluster_merge, dpc_knn, packed_attention
 
 
+class Clusters(NamedTuple):
+    """Which tokens make which cluster."""
+
+    assignment: Tensor
+    """[T] int64: for every token, its cluster's number within its sequence"""
+    lengths: Tensor
+    """[B] int64, K_i clusters of each sequence"""
+
+
 class Polymerized(NamedTuple):
     """The tokens of the next level, and which tokens each of them was made of.
 
@@ -35,13 +44,18 @@ class Polymerization(nn.Module):
         self.score = Linear(width, 1)
         self.attention = ClusterAttention(width, heads=heads)
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Polymerized:
-        """[T, D] flat tokens of B sequences and their [B] lengths, to clusters of each sequence."""
+    def forward(self, tokens: Tensor, lengths: Tensor, clusters: Clusters | None = None) -> Polymerized:
+        """[T, D] flat tokens of B sequences and their [B] lengths, to clusters of each sequence.
+
+        `clusters` are found from the tokens, unless they are known from an earlier pass over the same.
+        """
         x = at_least_float32(tokens)
         x = self.norm(x + self.convolution(x, positions(lengths)))
         score = self.score(x).squeeze(1)
         with full_precision(x.device):
-            assignment, cluster_lengths = dpc_knn(x, lengths, ratio=self.ratio, k=self.neighbours)
+            if clusters is None:
+                clusters = Clusters(*dpc_knn(x, lengths, ratio=self.ratio, k=self.neighbours))
+            assignment, cluster_lengths = clusters
             merged = cluster_merge(x, score.exp(), assignment, lengths, cluster_lengths)
         tokens = merged + self.attention(merged, cluster_lengths, x, lengths, score)
         return Polymerized(tokens=tokens, lengths=cluster_lengths, assignment=assignment)

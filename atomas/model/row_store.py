@@ -3,9 +3,10 @@
 import tempfile
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from atomas.errors import AtomasError
 
 StorePlace = Literal["device", "host", "disk"]
 
@@ -94,6 +95,13 @@ class DiskStore:
         self._end += rows.nbytes
 
     def _write(self, offset: int, rows: Tensor) -> None:
-        self._file.seek(offset)
         content = rows.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()
-        self._file.write(np.ascontiguousarray(content).data)
+        try:
+            self._file.seek(offset)
+            self._file.write(content.data)
+            self._file.flush()  # a full disk is said here
+        except OSError as error:
+            raise AtomasError(
+                f"features cannot wait in {tempfile.gettempdir()}: {error.strerror}; let TMPDIR name a folder with "
+                "more room, or set training.feature_cache = host"
+            ) from error

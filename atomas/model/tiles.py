@@ -13,7 +13,7 @@ from torch import Tensor
 from atomas.distributed.collectives import rank
 from atomas.distributed.exchange import ExchangeMode, Owners, visit_blocks, visit_blocks_with_gradient
 from atomas.distributed.own_block import OwnBlock
-from atomas.distributed.partition import Partition
+from atomas.distributed.partition import Chunks, Partition
 from atomas.model.layers import full_precision
 from atomas.model.row_store import MemoryStore, RowStore
 from atomas_kernels import token_interaction
@@ -46,6 +46,10 @@ class Side:
         return cls(rows=store, lengths=lengths)
 
 
+WHOLE = Chunks()
+"""All pairs of a rank at once."""
+
+
 class TiledLevel:
     """InfoNCE between the pairs of this rank's `own` side and those of all ranks' `travelling` side."""
 
@@ -56,22 +60,23 @@ class TiledLevel:
         block: OwnBlock,
         exchange: ExchangeMode,
         *,
+        chunks: Chunks = WHOLE,
         what: str,
     ) -> None:
-        """Every rank has the same number of chunks on both sides; `block` is fresh."""
+        """Every rank's sides are cut into the same `chunks`; `block` is fresh."""
         self._own, self._travelling = own, travelling
         self._block, self._exchange, self._what = block, exchange, what
         self._partition: Partition = block.partition
-        self._chunks = len(own.rows)
+        self._chunks = chunks
         self._travelling_lengths = travelling.lengths.cpu()
 
     def close(self) -> tuple[Tensor, Tensor]:
         """Loss and recall, see `OwnBlock.close`. Collective."""
-        for number in range(self._chunks):
+        for number in range(len(self._chunks)):
 
             def observe(rows: Tensor, owners: Owners, number: int = number) -> None:
                 columns = self._columns(owners, number)
-                for own in range(self._chunks):
+                for own in range(len(self._chunks)):
                     own_rows, numbers = self._own.rows[own], self._numbers(own)
                     self._block.observe(self._scores(own_rows, numbers, rows, columns), numbers, columns)
 
@@ -92,12 +97,12 @@ class TiledLevel:
             [1], this rank's part of the gradient of the scale.
         """
         of_scale = torch.zeros_like(self._block.scale)
-        for number in range(self._chunks):
+        for number in range(len(self._chunks)):
 
             def differentiate(rows: Tensor, owners: Owners, number: int = number) -> Tensor:
                 columns = self._columns(owners, number)
                 of_rows = torch.zeros_like(rows)
-                for own in range(self._chunks):
+                for own in range(len(self._chunks)):
                     numbers = self._numbers(own)
                     leaves = self._own.rows[own].detach().requires_grad_(), rows.detach().requires_grad_()
                     with torch.enable_grad():

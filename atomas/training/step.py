@@ -63,6 +63,8 @@ def contrastive_step(
     Returns:
         What `AtomasModel.forward` returns for the batch, detached.
     """
+    if len(batch) < micro_batches:
+        raise AtomasError(f"{len(batch)} pairs of a rank are too few for {micro_batches} micro-batches")
     targets = None
     if momentum is not None:
         with autocast():
@@ -90,10 +92,6 @@ def _cached_step(
     """Gradient caching; dropout draws the same masks in both passes over a micro-batch."""
     model = engine.module
     everyone = GlobalBatch.of(batch) if targets is None else targets.everyone
-    if min(everyone.partition.sizes) < count:
-        raise AtomasError(
-            f"a rank has {min(everyone.partition.sizes)} pairs, too few for {count} micro-batches"
-        )
     micro_batches = batch.split(count)
     device = batch.sample_id.device
     cache = GradientCache(model, everyone, targets, micro_batches=count, place=place)

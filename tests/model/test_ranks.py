@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from atomas.config import LossConfig, ModelConfig, MomentumConfig
 from atomas.data.batching import PairBatch, RaggedTokens
+from atomas.model import gradient_cache
 from atomas.model.atomas import AtomasModel
 from atomas.model.momentum_encoder import Momentum
 from atomas.model.row_store import StorePlace
@@ -37,6 +38,7 @@ class Case:
     exchange: Any = "allgather"
     micro_batches: int = 1
     cache: StorePlace = "device"
+    tile_pairs: int = 256
 
     @property
     def problem(self) -> "Case":
@@ -55,7 +57,7 @@ HOW: tuple[dict[str, Any], ...] = (
     {},
     {"exchange": "ring"},
     {"micro_batches": 2},
-    {"exchange": "ring", "micro_batches": 2, "cache": "disk"},
+    {"exchange": "ring", "micro_batches": 2, "cache": "disk", "tile_pairs": 1},
 )
 # Every way to compute the first problem, then the two that share least code for the others.
 CASES = [Case(**what, **how) for what in WHAT for how in (HOW if what is WHAT[0] else HOW[::3])]
@@ -124,6 +126,7 @@ def _steps(part: slice, case: Case) -> Iterator[tuple[dict[str, Tensor], dict[st
     """Losses and gradients of every step, with plain descent between steps."""
     model = _model(case)
     engine = PlainEngine(model, case.micro_batches)
+    gradient_cache.TILE_PAIRS = case.tile_pairs
     slow = None
     if case.momentum:
         # smaller than a batch: the second step reads a queue that has wrapped

@@ -110,7 +110,7 @@ def test_the_micro_batch_must_divide_a_ranks_pairs() -> None:
 
 def test_too_few_pairs_for_the_micro_batches() -> None:
     engine: Any = PlainEngine(_model(Case()), 4)
-    with pytest.raises(AtomasError, match="2 pairs, too few for 4"):
+    with pytest.raises(AtomasError, match="2 pairs of a rank are too few for 4"):
         contrastive_step(engine, None, _batch(0, slice(0, 2)), micro_batches=4)
 
 
