@@ -19,7 +19,7 @@ Moment = Literal["always", "graph", "forward", "backward", "update"]
 the backward pass until the optimizer has stepped."""
 ZERO_STAGES = (0, 1, 2, 3)
 
-_LOGITS_PER_CHUNK = 1 << 24
+_LOGITS_PER_CHUNK: dict[Device, int] = {"cpu": 1 << 22, "cuda": 1 << 24}
 """Of the language model's loss: entries of the logits that are held at once."""
 _MATCH_LIMIT: dict[Device, tuple[int, int]] = {"cpu": (2, 64 * 2**20), "cuda": (6, 2 * 2**30)}
 """Bytes of a match of the token interaction, and up to which size all of them are kept for the backward pass."""
@@ -206,7 +206,7 @@ def _activations(work: Workload, device: Device) -> list[Component]:
         Component("encoder", encoder, "graph"),
         *others,
         Component("one recomputed layer", again, "backward"),
-        Component("logits", _logits(work, sizes), "forward"),
+        Component("logits", _logits(work, sizes, device), "forward"),
     ]
 
 
@@ -274,12 +274,12 @@ def _mask_bytes(work: Workload) -> int:
     return int(work.config.model.dropout_rate > 0)
 
 
-def _logits(work: Workload, sizes: BackboneSizes) -> float:
+def _logits(work: Workload, sizes: BackboneSizes, device: Device) -> float:
     """What the loss holds beside its gradients while it runs: a chunk of logits, and in half precision its copy."""
     if not work.written:
         return 0.0
     longest = max(work.micro_pairs * work.tokens[target] for _, target in work.written)
-    rows = min(longest, max(1, _LOGITS_PER_CHUNK // sizes.vocabulary))
+    rows = min(longest, max(1, _LOGITS_PER_CHUNK[device] // sizes.vocabulary))
     per_logit = 4 if work.element_bytes == 4 else 6
     accumulated = 0 if work.element_bytes == 4 else 4 * sizes.vocabulary * sizes.width
     return per_logit * rows * sizes.vocabulary + accumulated

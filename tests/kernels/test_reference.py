@@ -143,7 +143,7 @@ def test_info_nce_leaves_masked_pairs_out() -> None:
 def test_lm_cross_entropy_is_torch_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    monkeypatch.setattr(language_model, "_LOGITS_PER_CHUNK", 3 * 11)
+    monkeypatch.setattr(language_model, "_LOGITS_PER_CHUNK", {"cpu": 3 * 11})
     hidden = torch.randn(10, 8, generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(11, 8, generator=generator).to(dtype).requires_grad_()
     labels = torch.tensor([0, -100, 10, 4, -100, -100, 3, 3, 9, 1])
