@@ -63,6 +63,8 @@ def render_page(text: str, results: Path) -> str:
             table = step_tables(_read(results / "step" / f"{name.removeprefix('step-')}.json"))
         elif name == "momentum_forward":
             table = momentum_forward_table(_read(results / f"{name}.json"))
+        elif name == "batch-size":
+            table = batch_size_table(_read(results / "distributed" / "batch_size.json"))
         elif name.startswith("distributed-"):
             table = distributed_tables(
                 _read(results / "distributed" / f"{name.removeprefix('distributed-')}.json")
@@ -98,6 +100,16 @@ def retrieval_table(reports: Mapping[str, dict[str, Any]]) -> str:
     counts = sorted({report["pairs"] for report in reports.values()})
     chance = ", ".join(f"{count} held-out pairs: chance is {_percent(1 / count)}" for count in counts)
     return "\n".join([*lines, "", f"{chance} R@1."])
+
+
+def batch_size_table(report: Mapping[str, Any]) -> str:
+    """Markdown of a report of `atomas bench batch-size`."""
+    lines = ["| B | pairs at once | step needs, MiB | seconds |", "|---:|---:|---:|---:|"]
+    lines += [
+        f"| {row['batch']:,} | {row['micro_batch']:,} | {row['peak_mb']:,.0f} | {row['seconds']:,.1f} |"
+        for row in report["rows"]
+    ]
+    return "\n".join(lines)
 
 
 def momentum_forward_table(report: Mapping[str, Any]) -> str:
