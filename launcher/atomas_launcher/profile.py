@@ -23,7 +23,7 @@ FABRICS: dict[str, dict[str, str]] = {
     "ethernet": {"NCCL_NET": "Socket"},
     # a job that cannot use the fabric then fails at once, instead of running slowly over TCP
     "infiniband": {"NCCL_NET": "IB"},
-    # the NCCL plugin for libfabric, with the settings that Cray's and several sites' manuals give for CXI
+    # the NCCL plugin for libfabric, with settings in common use for CXI
     "slingshot": {
         "NCCL_NET": "AWS Libfabric",
         "NCCL_CROSS_NIC": "1",
