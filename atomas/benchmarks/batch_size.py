@@ -1,7 +1,6 @@
 """`atomas bench batch-size`: peak memory of a step against the contrastive batch, with gradient caching and without."""
 
 import argparse
-import json
 import multiprocessing
 import time
 from dataclasses import asdict, dataclass
@@ -77,6 +76,10 @@ def run(options: argparse.Namespace) -> None:
         "smiles_lengths": SMILES_LENGTHS,
         "length_distribution": None,
     }
+    try:
+        report = kernels_report.Report(options.json, head)
+    except ValueError as error:
+        raise AtomasError(str(error)) from error
     rows: list[Row] = []
     context = multiprocessing.get_context("spawn")
     for batch in options.batch:
@@ -85,9 +88,7 @@ def run(options: argparse.Namespace) -> None:
             with context.Pool(1) as pool:
                 rows.append(pool.apply(measure, (batch, micro_batch, options.cache, options.device)))
             print(f"B = {batch}, {micro_batch} at once: {rows[-1].peak_mb:.0f} MiB, {rows[-1].seconds:.1f} s")
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            content = head | {"rows": [asdict(row) for row in rows]}
-            options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            report.add(asdict(rows[-1]))
         for value in ("loss", "gradient_norm"):
             found = [getattr(row, value) for row in rows[-len(ways) :]]
             if max(found) - min(found) > TOLERANCE * abs(found[0]):

@@ -50,7 +50,7 @@ def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
         "wall_clock_breakdown": False,
     }
     if config.training.precision in ("bf16", "fp16") and stage >= 2 and accumulation * micro_batches > 1:
-        # In 16 bits a sum of many gradients loses what a sum of one does not: 1 % of its length over 64 of them.
+        # In 16 bits a sum of many gradients is rounded after each of them.
         generated["data_types"] = {"grad_accum_dtype": "fp32"}
     _merge(generated, config.deepspeed.extra)
     return generated
