@@ -2,6 +2,7 @@
 
     DIR/index.json                  written last: a folder without it is not a corpus
     DIR/<split>/shard-000000.tar    members 000000.jsonl, 000001.jsonl, ...: blocks of 256 JSON lines
+                                    (000000.jsonl.zst where they are compressed)
 
 The bytes of a shard depend on its records alone (no times, owners or host names in the tar headers).
 """
@@ -12,32 +13,24 @@ import os
 import platform
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
+from atomas.data.blocks import Block, BlockTable, Compression, member_suffix, pack, unpack
 from atomas.errors import AtomasError
 from atomas.version import __version__
 
-FORMAT = "atomas-shards/1"
+FORMAT = "atomas-shards/2"
 INDEX_NAME = "index.json"
 BLOCK_SIZE = 256
 SHARD_BYTES = 64 * 2**20
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """One member of a shard: `num_records` JSON lines, `bytes` long, from byte `offset` of the tar on."""
-
-    name: str
-    offset: int
-    bytes: int
-    num_records: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +41,22 @@ class Shard:
     bytes: int
     sha256: str
     num_records: int
-    blocks: tuple[Block, ...]
+    blocks: BlockTable
+
+    def to_json(self) -> dict[str, Any]:
+        """As the index stores it."""
+        return {
+            "path": self.path,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "num_records": self.num_records,
+            "blocks": self.blocks.to_json(),
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "Shard":
+        """The inverse of `to_json`; KeyError, TypeError or ValueError where it is damaged."""
+        return Shard(**{**value, "blocks": BlockTable.from_json(value["blocks"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +66,46 @@ class SplitIndex:
     num_records: int
     shards: tuple[Shard, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """As the index stores it."""
+        return {"num_records": self.num_records, "shards": [shard.to_json() for shard in self.shards]}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "SplitIndex":
+        """The inverse of `to_json`; KeyError, TypeError or ValueError where it is damaged."""
+        shards = tuple(Shard.from_json(shard) for shard in value["shards"])
+        return SplitIndex(num_records=value["num_records"], shards=shards)
+
 
 class ShardWriter:
     """Write the records of one split, in order, as `directory/<split>/shard-*.tar`.
 
     A context manager; `index()` is complete after it has closed. A shard ends with the block that
-    takes it past `shard_bytes`.
+    takes it past `shard_bytes`. `kind` says what a block holds, and ends its name; shards and blocks are
+    numbered from `first_shard` and `first_block` on, for the parts of a split that are written apart.
     """
 
     def __init__(
-        self, directory: Path, split: str, *, block_size: int = BLOCK_SIZE, shard_bytes: int = SHARD_BYTES
+        self,
+        directory: Path,
+        split: str,
+        *,
+        kind: str = "jsonl",
+        compression: Compression = "none",
+        block_size: int = BLOCK_SIZE,
+        shard_bytes: int = SHARD_BYTES,
+        first_shard: int = 0,
+        first_block: int = 0,
     ) -> None:
         self._directory = Path(directory)
         self._split = split
+        self._suffix = member_suffix(kind, compression)
         self._block_size = block_size
         self._shard_bytes = shard_bytes
+        self._first_shard = first_shard
         self._lines: list[bytes] = []
         self._blocks: list[Block] = []
-        self._num_blocks = 0
+        self._next_block = first_block
         self._shards: list[Shard] = []
         self._tar: Any = None
         """webdataset.TarWriter of the shard that is open"""
@@ -103,6 +133,28 @@ class ShardWriter:
         if len(self._lines) == self._block_size:
             self._end_block()
 
+    def write_block(self, data: bytes, num_records: int) -> None:
+        """Append a whole block of `num_records` records, encoded by the caller."""
+        if self._tar is None:
+            self._tar = _open_tar(self._path)
+        key = f"{self._next_block:06d}"
+        offset = self._tar.tarstream.offset + tarfile.BLOCKSIZE
+        stored = pack(data, self._suffix)
+        self._tar.write({"__key__": key, self._suffix: stored})
+        self._blocks.append(
+            Block(
+                name=f"{key}.{self._suffix}",
+                offset=offset,
+                bytes=len(stored),
+                num_records=num_records,
+                sha256=hashlib.sha256(stored).hexdigest(),
+                unpacked_bytes=len(data),
+            )
+        )
+        self._next_block += 1
+        if self._tar.tarstream.offset >= self._shard_bytes:
+            self._end_shard()
+
     def index(self) -> SplitIndex:
         """The split's part of the index."""
         return SplitIndex(
@@ -111,30 +163,13 @@ class ShardWriter:
 
     @property
     def _path(self) -> Path:
-        return self._directory / self._split / f"shard-{len(self._shards):06d}.tar"
+        return self._directory / self._split / f"shard-{self._first_shard + len(self._shards):06d}.tar"
 
     def _end_block(self) -> None:
-        if not self._lines:
-            return
-        if self._tar is None:
-            self._tar = _open_tar(self._path)
-        data = b"".join(self._lines)
-        key = f"{self._num_blocks:06d}"
-        offset = self._tar.tarstream.offset + tarfile.BLOCKSIZE
-        self._tar.write({"__key__": key, "jsonl": data})
-        self._blocks.append(
-            Block(
-                name=f"{key}.jsonl",
-                offset=offset,
-                bytes=len(data),
-                num_records=len(self._lines),
-                sha256=hashlib.sha256(data).hexdigest(),
-            )
-        )
-        self._num_blocks += 1
-        self._lines = []
-        if self._tar.tarstream.offset >= self._shard_bytes:
-            self._end_shard()
+        if self._lines:
+            data, count = b"".join(self._lines), len(self._lines)
+            self._lines = []
+            self.write_block(data, count)
 
     def _end_shard(self) -> None:
         if self._tar is None:
@@ -149,7 +184,7 @@ class ShardWriter:
                 bytes=path.stat().st_size,
                 sha256=file_sha256(path),
                 num_records=sum(block.num_records for block in self._blocks),
-                blocks=tuple(self._blocks),
+                blocks=BlockTable.of(self._blocks, self._suffix, self._next_block - len(self._blocks)),
             )
         )
         self._blocks = []
@@ -176,15 +211,16 @@ def write_index(
     sources: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
     alignment: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """Write `directory/index.json` atomically, as the last file of a corpus; returns its content.
 
-    `splits` maps each split's name to what its writer's `index()` returned; the other arguments are
-    stored as given (JSON values).
+    `splits` maps each split's name to what its writer's `index()` returned; the other arguments, of any
+    name, are stored as given (JSON values).
     """
     index: dict[str, Any] = {
         "format": FORMAT,
-        "splits": {name: asdict(split) for name, split in splits.items()},
+        "splits": {name: split.to_json() for name, split in splits.items()},
         "fingerprint": _fingerprint(splits),
         "counts": dict(counts),
         "hazards": dict(hazards),
@@ -195,13 +231,16 @@ def write_index(
             "atomas": __version__,
             "python": platform.python_version(),
             "rdkit": version("rdkit"),
+            "pyarrow": version("pyarrow"),  # whose zstd compresses
         },
+        **more,
     }
     path = Path(directory) / INDEX_NAME
     partial = path.with_name(INDEX_NAME + ".partial")
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(index, file, ensure_ascii=False, indent=1)
-        file.write("\n")
+        # A line for each of its parts: the columns of blocks are long.
+        parts = [f"{json.dumps(name)}: {_compact_json(value)}" for name, value in index.items()]
+        file.write("{\n" + ",\n".join(parts) + "\n}\n")
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -226,11 +265,11 @@ class Corpus:
         index = _read_index(directory)
         try:
             splits = {
-                name: ShardedSplit(directory=directory, name=name, shards=_parse_split(split).shards)
+                name: ShardedSplit(directory=directory, name=name, shards=SplitIndex.from_json(split).shards)
                 for name, split in index["splits"].items()
             }
             fingerprint = index["fingerprint"]
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AtomasError(
                 f"{directory / INDEX_NAME} is damaged ({error!r} in the index): build the corpus again"
             ) from error
@@ -268,26 +307,33 @@ class ShardedSplit:
     directory: Path
     name: str
     shards: tuple[Shard, ...] = field(repr=False)
-    blocks: tuple[Block, ...] = field(init=False, repr=False)
-    _shard_of_block: tuple[int, ...] = field(init=False, repr=False)
+    blocks: BlockTable = field(init=False, repr=False)
+    _block_ends: "np.ndarray[Any, np.dtype[np.int64]]" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        pairs = [(block, i) for i, shard in enumerate(self.shards) for block in shard.blocks]
-        object.__setattr__(self, "blocks", tuple(block for block, _ in pairs))
-        object.__setattr__(self, "_shard_of_block", tuple(i for _, i in pairs))
+        object.__setattr__(self, "blocks", BlockTable.concatenate([shard.blocks for shard in self.shards]))
+        object.__setattr__(self, "_block_ends", np.cumsum([len(shard.blocks) for shard in self.shards]))
 
     @property
     def num_records(self) -> int:
         """Records in the split."""
         return sum(shard.num_records for shard in self.shards)
 
+    def shard_of(self, index: int) -> Shard:
+        """The shard that holds block `index`."""
+        return self.shards[int(np.searchsorted(self._block_ends, index, side="right"))]
+
     def read_block(self, index: int) -> list[Record]:
-        """The records of block `index`; its checksum is verified.
+        """The records of block `index`; see `read_bytes`."""
+        return [json.loads(line) for line in self.read_bytes(index).splitlines()]
+
+    def read_bytes(self, index: int) -> bytes:
+        """What block `index` holds, decompressed; its checksum is verified.
 
         Raises AtomasError naming shard and block when it cannot be read or does not match the index.
         """
         block = self.blocks[index]
-        path = self.directory / self.shards[self._shard_of_block[index]].path
+        path = self.directory / self.shard_of(index).path
         try:
             with path.open("rb") as file:
                 file.seek(block.offset)
@@ -302,7 +348,7 @@ class ShardedSplit:
                 f"block {block.name} of shard {path} is corrupt (its checksum differs from the index): "
                 "restore the file or build the corpus again"
             )
-        return [json.loads(line) for line in data.splitlines()]
+        return unpack(data, block)
 
     def __iter__(self) -> Iterator[Record]:
         for index in range(len(self.blocks)):
@@ -344,12 +390,8 @@ def _read_index(directory: Path) -> dict[str, Any]:
     return dict(index)
 
 
-def _parse_split(split: Mapping[str, Any]) -> SplitIndex:
-    shards = tuple(
-        Shard(**{**shard, "blocks": tuple(Block(**block) for block in shard["blocks"])})
-        for shard in split["shards"]
-    )
-    return SplitIndex(num_records=split["num_records"], shards=shards)
+def _compact_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _check_size(directory: Path, shard: Shard) -> None:

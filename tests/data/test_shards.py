@@ -127,8 +127,8 @@ def test_shard_lost_after_opening_is_one_line(corpus_dir: Path) -> None:
         ("{", "is damaged"),
         ("[]", "has format None"),
         ('{"format": "atomas-shards/0"}', r"has format 'atomas-shards/0', this version reads"),
-        ('{"format": "atomas-shards/1"}', "is damaged"),
-        ('{"format": "atomas-shards/1", "splits": {"train": 3}, "fingerprint": ""}', "is damaged"),
+        ('{"format": "atomas-shards/2"}', "is damaged"),
+        ('{"format": "atomas-shards/2", "splits": {"train": 3}, "fingerprint": ""}', "is damaged"),
     ],
 )
 def test_wrong_index(corpus_dir: Path, content: str, message: str) -> None:
