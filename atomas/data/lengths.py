@@ -1,7 +1,11 @@
-"""Token lengths of every record of a split: measured once, then read from a file."""
+"""Token lengths of every record of a split: measured once, then mapped from a file.
+
+Two bytes a sequence, 400 MB for 100 million pairs, of which the processes of a node share one copy.
+"""
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +17,16 @@ from atomas.data.parallel import available_cores
 from atomas.data.progress import Progress
 from atomas.data.shards import Corpus, ShardedSplit
 from atomas.data.tokenizer import AtomasTokenizer
+from atomas.errors import AtomasError
 
 _PARALLEL_FROM_BLOCKS = 32
 _MAX_WORKERS = 16
+_CHUNK = 2**20
+
+LONGEST = 2**16 - 2
+"""Longest limit that lengths of two bytes can be compared with: what is longer still is stored as one more."""
+
+Lengths = NDArray[np.uint16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +45,18 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLengths:
-    """Tokens of each record of a split, </s> included, before any cut; both [num_records] int32."""
+    """Tokens of each record of a split, </s> included, before any cut; both [num_records] uint16."""
 
-    text: NDArray[np.int32]
-    smiles: NDArray[np.int32]
+    text: Lengths
+    smiles: Lengths
 
     @staticmethod
     def measure(split: ShardedSplit, tokenizer: AtomasTokenizer) -> "TokenLengths":
         """Tokenize the whole split, in parallel where it is large, with progress."""
-        blocks = range(len(split.blocks))
-        workers = 0 if len(blocks) < _PARALLEL_FROM_BLOCKS else min(available_cores(), _MAX_WORKERS)
-        loader = OrderedLoader(_BlockLengths(split, tokenizer), blocks, num_workers=workers)
-        parts = [np.empty((2, 0), dtype=np.int32)]
+        loader = OrderedLoader(
+            _BlockLengths(split, tokenizer), range(len(split.blocks)), num_workers=block_workers(split)
+        )
+        parts = [np.empty((2, 0), dtype=np.uint16)]
         with Progress(f"measuring {split.name}", split.num_records, unit="pairs") as progress:
             for part in loader:
                 parts.append(part)
@@ -54,33 +65,70 @@ class TokenLengths:
         return TokenLengths(text=text, smiles=smiles)
 
     @staticmethod
+    def load(path: Path) -> "TokenLengths":
+        """Map what `save` wrote; raises AtomasError where it is damaged."""
+        try:
+            text, smiles = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise AtomasError(f"{path} cannot be read ({error}): delete it") from error
+        return TokenLengths(text=text, smiles=smiles)
+
+    def save(self, path: Path) -> None:
+        """Write both columns, so that a reader sees all of the file or none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".lengths-")
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, np.stack([self.text, self.smiles]))
+        os.replace(partial, path)
+
+    @staticmethod
     def resolve(corpus: Corpus, split: str, tokenizer: AtomasTokenizer, cache_dir: Path) -> "TokenLengths":
-        """Read the lengths from `cache_dir`, or measure them and leave them there.
+        """Map the lengths from `cache_dir`, or measure them and leave them there.
 
         The file's name holds the fingerprints of corpus and tokenizer, so that it is never stale.
         """
         path = cache_dir / f"lengths-{split}-{corpus.fingerprint[:16]}-{tokenizer.fingerprint[:16]}.npy"
-        if path.exists():
-            text, smiles = np.load(path)
-            return TokenLengths(text=text, smiles=smiles)
-        lengths = TokenLengths.measure(corpus.split(split), tokenizer)
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=cache_dir, prefix=".lengths-")
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, np.stack([lengths.text, lengths.smiles]))
-        os.replace(partial, path)
-        return lengths
+        if not path.exists():
+            TokenLengths.measure(corpus.split(split), tokenizer).save(path)
+        return TokenLengths.load(path)
 
     def select(self, *, max_text_tokens: int, max_smiles_tokens: int, text_is_written: bool) -> Selection:
         """Leave out what may not be cut: long SMILES, and long texts where the decoder has to write them."""
-        long_smiles = self.smiles > max_smiles_tokens
-        long_text = ~long_smiles & (self.text > max_text_tokens)
+        for limit in (max_text_tokens, max_smiles_tokens):
+            if limit > LONGEST:
+                raise AtomasError(f"a limit of {limit} tokens a sequence: {LONGEST} is the longest there is")
+        eligible = np.empty(len(self.text), dtype=np.bool_)
+        dropped_smiles = long_texts = 0
+        for start in range(0, len(self.text), _CHUNK):  # no more than a byte a pair is held at once
+            part = slice(start, start + _CHUNK)
+            long_smiles = self.smiles[part] > max_smiles_tokens
+            long_text = ~long_smiles & (self.text[part] > max_text_tokens)
+            eligible[part] = ~long_smiles & ~long_text if text_is_written else ~long_smiles
+            dropped_smiles += int(long_smiles.sum())
+            long_texts += int(long_text.sum())
         return Selection(
-            eligible=~long_smiles & ~long_text if text_is_written else ~long_smiles,
-            dropped_smiles=int(long_smiles.sum()),
-            dropped_texts=int(long_text.sum()) if text_is_written else 0,
-            cut_texts=0 if text_is_written else int(long_text.sum()),
+            eligible=eligible,
+            dropped_smiles=dropped_smiles,
+            dropped_texts=long_texts if text_is_written else 0,
+            cut_texts=0 if text_is_written else long_texts,
         )
+
+    def seen(
+        self, members: NDArray[np.int64], max_text_tokens: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Lengths of the texts, cut, and of the SMILES of some records, both int64."""
+        text = np.minimum(self.text[members], min(max_text_tokens, LONGEST)).astype(np.int64)
+        return text, self.smiles[members].astype(np.int64)
+
+
+def block_workers(split: ShardedSplit) -> int:
+    """Processes worth starting to tokenize a split; 0: none but this."""
+    return 0 if len(split.blocks) < _PARALLEL_FROM_BLOCKS else min(available_cores(), _MAX_WORKERS)
+
+
+def stored_lengths(lengths: Sequence[int]) -> Lengths:
+    """Lengths in two bytes each; those that do not fit become the largest number that does."""
+    return np.minimum(np.asarray(lengths, dtype=np.int64), LONGEST + 1).astype(np.uint16)
 
 
 class _BlockLengths:
@@ -88,10 +136,10 @@ class _BlockLengths:
         self._split = split
         self._tokenizer = tokenizer
 
-    def __getitem__(self, block: int) -> NDArray[np.int32]:
+    def __getitem__(self, block: int) -> Lengths:
         """Token lengths of the texts and the SMILES of a block, [2, num_records]."""
         records = self._split.read_block(block)
         columns = ([record[name] for record in records] for name in ("text", "smiles"))
-        return np.array(
-            [[len(ids) for ids in self._tokenizer.encode_batch(column)] for column in columns], dtype=np.int32
+        return np.stack(
+            [stored_lengths([len(ids) for ids in self._tokenizer.encode_batch(column)]) for column in columns]
         )

@@ -64,7 +64,7 @@ class PairStream:
         self._reader = _RecordReader(split, order.window_blocks)
         self._tokenizer = tokenizer
         self._order = order
-        self._cost = np.minimum(lengths.text, max_text_tokens) + lengths.smiles
+        self._lengths = lengths
         self._batch_size = batch_size
         self._max_text_tokens = max_text_tokens
         self._rank = rank
@@ -97,7 +97,7 @@ class PairStream:
                 data.max_smiles_tokens, selection.dropped_texts, data.max_text_tokens, selection.cut_texts,
             )  # fmt: skip
         order = GlobalOrder(
-            [block.num_records for block in split.blocks],
+            split.blocks.num_records,
             seed=config.run.seed,
             window_blocks=data.window_blocks,
             eligible=selection.eligible,
@@ -121,7 +121,8 @@ class PairStream:
     def __getitem__(self, number: int) -> PairBatch:
         """The rank's pairs of global batch `number`. AtomasError names an unreadable shard and block."""
         members = self._order.indices(number * self._batch_size, (number + 1) * self._batch_size)
-        own = members[_deal(self._cost[members], self._rank, self._world_size)]
+        cost = np.add(*self._lengths.seen(members, self._max_text_tokens))
+        own = members[_deal(cost, self._rank, self._world_size)]
         return collate(
             [self._reader[index] for index in own],
             self._tokenizer,
@@ -184,7 +185,7 @@ class _RecordReader:
 
     def __init__(self, split: ShardedSplit, cached_blocks: int) -> None:
         self._split = split
-        self._bounds = np.cumsum([0] + [block.num_records for block in split.blocks])
+        self._bounds = np.concatenate([[0], np.cumsum(split.blocks.num_records, dtype=np.int64)])
         self._cached_blocks = cached_blocks
         self._blocks: OrderedDict[int, list[dict[str, str]]] = OrderedDict()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from atomas.config import Config
-from atomas.data.lengths import TokenLengths
+from atomas.data.lengths import LONGEST, TokenLengths
 from atomas.data.shards import Corpus
 from atomas.data.tokenizer import resolve_tokenizer
 from atomas.planning.workload import PairLengths
@@ -29,6 +29,6 @@ def usable_lengths(lengths: TokenLengths, config: Config) -> PairLengths:
     data = config.data
     usable = lengths.smiles <= data.max_smiles_tokens
     return PairLengths(
-        text=np.minimum(lengths.text[usable], data.max_text_tokens).astype(np.int64),
+        text=np.minimum(lengths.text[usable], min(data.max_text_tokens, LONGEST)).astype(np.int64),
         smiles=lengths.smiles[usable].astype(np.int64),
     )

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from atomas.data.lengths import TokenLengths
@@ -75,16 +74,14 @@ def _longest_batch(session: Session) -> PairLengths:
     data, order = session.config.data, session.stream.order
     # measured and left there when the stream was opened
     measured = TokenLengths.resolve(session.corpus, data.train_split, session.tokenizer, session.run.path)
-    text = np.minimum(measured.text, data.max_text_tokens).astype(np.int64)
-    smiles = measured.smiles.astype(np.int64)
     accumulation, size = session.config.training.gradient_accumulation_steps, data.batch_size
     first, stop = session.step * accumulation, session.config.training.max_steps * accumulation
     batches = [
-        order.indices(number * size, (number + 1) * size)
+        measured.seen(order.indices(number * size, (number + 1) * size), data.max_text_tokens)
         for number in range(first, max(first + 1, min(stop, first + PLANNED_BATCHES)))
     ]
-    longest = max(batches, key=lambda members: int(text[members].sum() + smiles[members].sum()))
-    return PairLengths(text=text[longest], smiles=smiles[longest])
+    text, smiles = max(batches, key=lambda lengths: int(lengths[0].sum() + lengths[1].sum()))
+    return PairLengths(text=text, smiles=smiles)
 
 
 def held_bytes(session: Session) -> dict[str, int]:

@@ -215,7 +215,8 @@ def test_lengths_are_measured_once(
 
 def test_long_pairs_are_dropped_or_cut_and_counted() -> None:
     lengths = TokenLengths(
-        text=np.array([5, 50, 5, 50, 10], dtype=np.int32), smiles=np.array([5, 5, 50, 50, 10], dtype=np.int32)
+        text=np.array([5, 50, 5, 50, 10], dtype=np.uint16),
+        smiles=np.array([5, 5, 50, 50, 10], dtype=np.uint16),
     )
     read = lengths.select(max_text_tokens=10, max_smiles_tokens=10, text_is_written=False)
     assert read.eligible.tolist() == [True, True, False, False, True]
