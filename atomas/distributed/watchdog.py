@@ -116,7 +116,7 @@ def judge(board: Mapping[int, Seen], *, timeout: float, silence: float) -> Verdi
     if silent:
         told = (
             f"rank {rank} ({seen.status.host}) has not been seen for {seen.silent_seconds:.0f} s; "
-            f"it was last in {seen.status.place}"
+            f"it was last heard of in {seen.status.place}"
             for rank, seen in silent.items()
         )
         return Verdict(message="; ".join(told), guilty=tuple(silent))

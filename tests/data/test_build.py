@@ -345,7 +345,7 @@ def test_killed_build_leaves_no_corpus_and_the_next_one_succeeds(tmp_path: Path)
     command = [sys.executable, "-m", "atomas", "data", "build", source, "--out", str(out), "--workers", "2"]
     process = subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     spool = tmp_path / ".out.partial/spool.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not (spool.exists() and spool.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, 9)

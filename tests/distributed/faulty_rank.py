@@ -7,11 +7,32 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from atomas.cli import main
+from atomas.distributed.watchdog import Watchdog
 from atomas.training.session import Session
+
+
+def watchdog_of_this_process() -> Callable[[], Watchdog]:
+    """Keep hold of the watchdog that the command will make."""
+    made: list[Watchdog] = []
+    start = Watchdog.__init__
+
+    def keep(watchdog: Watchdog, *arguments: Any) -> None:
+        start(watchdog, *arguments)
+        made.append(watchdog)
+
+    Watchdog.__init__ = keep  # type: ignore[method-assign]
+    return lambda: made[-1]
+
+
+def wait_until_heard(watchdog: Watchdog) -> None:
+    """Until the others can know where this rank is; the first message to end may have been written before."""
+    beat = watchdog._beat
+    while watchdog._beat < beat + 2:
+        time.sleep(0.05)
 
 
 def strike(fault: str) -> None:
@@ -27,13 +48,18 @@ def strike(fault: str) -> None:
 
 
 def main_with_fault(fault: str, rank: str, batch: str, *arguments: str) -> None:
-    """Run `atomas ARGUMENTS`; this rank's batch number BATCH, counted from 1, brings the fault."""
+    """Run `atomas ARGUMENTS`; this rank's batch number BATCH, counted from 1, brings the fault.
+
+    It comes after a heartbeat from within the step: steps take milliseconds here, and heartbeats come once a second.
+    """
+    watchdog = watchdog_of_this_process()
     load = Session.batches
 
     def batches(session: Session) -> Iterator[Any]:
         loaded: Iterable[Any] = load(session)
         for number, each in enumerate(loaded, 1):
             if number == int(batch) and session.placement.rank == int(rank):
+                wait_until_heard(watchdog())
                 strike(fault)
             yield each
 

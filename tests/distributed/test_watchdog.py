@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_a_silent_rank_is_named() -> None:
     found = verdict({0: seen(), 1: seen(31, host="n2", place="step 12, all_gather of tokens of level 0")})
     assert found.guilty == (1,)
     assert found.message == (
-        "rank 1 (n2) has not been seen for 31 s; it was last in step 12, all_gather of tokens of level 0"
+        "rank 1 (n2) has not been seen for 31 s; it was last heard of in step 12, all_gather of tokens of level 0"
     )
 
 
@@ -81,7 +82,7 @@ def test_the_flight_recorder_keeps_the_last_steps(tmp_path: Path) -> None:
             with phase("data"):
                 time.sleep(0.01)
             with phase("backward"), communication(call):
-                time.sleep(0.02)
+                time.sleep(0.3)
         error = KeyError()
         with contextlib.suppress(KeyError), phase("optimizer"), communication(call):
             assert recorder.waiting_seconds(("optimizer",)) is not None
@@ -95,9 +96,9 @@ def test_the_flight_recorder_keeps_the_last_steps(tmp_path: Path) -> None:
     assert (flight["reason"], flight["place"]) == ("because", "step 3, all_reduce of vote")
     before, last = flight["steps"]
     assert before["phases"]["data"] >= 0.01
-    assert before["phases"]["communication"] >= 0.02 > before["phases"]["backward"]  # exclusive time
+    assert before["phases"]["communication"] >= 0.3 > before["phases"]["backward"]  # exclusive time
     assert [each["number"] for each in last["collectives"]] == [3, 4]
-    assert last["collectives"][0]["seconds"] >= 0.02
+    assert last["collectives"][0]["seconds"] >= 0.3
     assert last["collectives"][1]["seconds"] is None
 
 
@@ -112,14 +113,14 @@ def _rank(rank: int, folder: str) -> None:
         rank=rank, world_size=3, local_rank=rank, local_world_size=3, address="127.0.0.1", port=0,
         launcher="torchrun",
     )  # fmt: skip
-    limits = RunConfig(collective_timeout_seconds=5, silence_timeout_seconds=5)
+    limits = RunConfig(collective_timeout_seconds=8, silence_timeout_seconds=8)
     with watch(limits, placement) as watchdog:
         watchdog.folder = Path(folder)
         for step in range(1, 10):
             watchdog.begin_step(step)
             if step == 2 or (step == 4 and rank == 1):
                 with phase("evaluation"):
-                    time.sleep(6 if step == 2 else 600)
+                    time.sleep(9 if step == 2 else 600)
             all_reduce(torch.ones(1), "vote")
     raise AssertionError("the watchdog lets nobody come here")
 
@@ -131,12 +132,14 @@ def test_a_hanging_rank_ends_all_of_them_with_one_line(tmp_path: Path) -> None:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(timeout=90)
-    assert time.monotonic() - started < 90
+        process.join(timeout=200)
+    assert time.monotonic() - started < 200
     assert [process.exitcode for process in ranks] == [LOST_RANK_EXIT_CODE] * 3
     lines = (tmp_path / "log_0").read_text().splitlines()
     assert len(lines) == 1
-    assert "is in step 4, evaluation, and the others have waited 5 s" in lines[0]
+    waited = re.search(r"is in step 4, evaluation, and the others have waited (\d+) s", lines[0])
+    assert waited
+    assert int(waited[1]) >= 8
     assert lines[0].startswith("rank 1 (")
     assert lines[0].endswith("rank 0 was in step 4, all_reduce of vote")
     assert (tmp_path / "log_2").read_text() == ""  # on the console once

@@ -44,7 +44,7 @@ class Jobs:
         return self.launch(*options, environ=self.environ)
 
     def until(self, condition: Callable[[], bool], job: str) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while time.monotonic() < end:
             if condition():
                 return

@@ -55,7 +55,7 @@ def test_the_rank_that_failed_tells(run: Path, where: str, reason: str, cause: s
 @pytest.mark.parametrize(
     ("reason", "guilty", "cause"),
     [
-        ("rank 1 (n2) has not been seen for 31 s; it was last in step 5, data; rank 0 was in vote", [1], "silent rank"),
+        ("rank 1 (n2) has not been seen for 31 s; it was last heard of in step 5, data", [1], "silent rank"),
         ("rank 1 (n2) is in step 5, data, and the others have waited 61 s; rank 0 was in vote", [1], "hang"),
         ("no rank goes on for 61 s: rank 0 (n1) is in step 5, vote", [], "hang"),
         ("connections broke although every rank is alive: rank 0 (n1) in step 5, vote: reset", [], "network"),
