@@ -121,6 +121,7 @@ def _wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
         if asked_to_end is None and (is_failure or is_late):
             asked_to_end = now
             _send(processes, signal.SIGTERM)
+            _send(processes, signal.SIGCONT)  # one that is stopped hears nothing else
         if asked_to_end is not None and now - asked_to_end > GRACE:
             _send(processes, signal.SIGKILL)
         time.sleep(0.1)

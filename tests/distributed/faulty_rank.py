@@ -1,6 +1,10 @@
-"""`atomas train` with a rank that dies, fails or hangs while it loads a certain batch.
+"""`atomas train` with a rank that is killed, stopped, signalled, fails or hangs at a certain moment.
 
-python -m tests.distributed.faulty_rank FAULT RANK BATCH train ...
+python -m tests.distributed.faulty_rank FAULT RANK MOMENT train ...
+
+MOMENT is the number of a batch, counted from 1, as it is loaded; or first-step, evaluation, save (this rank's part is
+half written) or publish (all parts are there, the manifest is not; rank 0 alone), each when it comes for the first
+time. The time of the strike is kept in the file that ATOMAS_STRUCK names.
 """
 
 import os
@@ -8,11 +12,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from atomas.cli import main
 from atomas.distributed.watchdog import Watchdog
-from atomas.training.session import Session
+from atomas.training import checkpoint, loop, session
+
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
+PLACES: dict[str, tuple[Any, str]] = {
+    "first-step": (loop, "contrastive_step"),
+    "evaluation": (loop, "evaluate_retrieval"),
+    "save": (session, "save_file"),
+    "publish": (checkpoint, "write_json"),
+}
+"""Function of a module at whose first call the moment is there."""
 
 
 def watchdog_of_this_process() -> Callable[[], Watchdog]:
@@ -37,34 +51,52 @@ def wait_until_heard(watchdog: Watchdog) -> None:
 
 def strike(fault: str) -> None:
     """What happens to the rank."""
-    if fault == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif fault == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
+    if "ATOMAS_STRUCK" in os.environ:
+        Path(os.environ["ATOMAS_STRUCK"]).write_text(str(time.time()), encoding="utf-8")
+    if fault in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[fault])
     elif fault == "sleep":
         time.sleep(3600)
     else:
         raise ValueError("shard 7 is\nbroken")
 
 
-def main_with_fault(fault: str, rank: str, batch: str, *arguments: str) -> None:
-    """Run `atomas ARGUMENTS`; this rank's batch number BATCH, counted from 1, brings the fault.
+def main_with_fault(fault: str, rank: str, moment: str, *arguments: str) -> None:
+    """Run `atomas ARGUMENTS` with the fault in it."""
+    if moment.isdecimal():
+        _strike_while_loading(fault, int(rank), int(moment))
+    else:
+        _strike_at_first_call(fault, int(rank), *PLACES[moment])
+    main(arguments)
 
-    It comes after a heartbeat from within the step: steps take milliseconds here, and heartbeats come once a second.
-    """
+
+def _strike_while_loading(fault: str, rank: int, batch: int) -> None:
+    """After a heartbeat from within the step: steps take milliseconds here, and heartbeats come once a second."""
     watchdog = watchdog_of_this_process()
-    load = Session.batches
+    load = session.Session.batches
 
-    def batches(session: Session) -> Iterator[Any]:
-        loaded: Iterable[Any] = load(session)
+    def batches(opened: session.Session) -> Iterator[Any]:
+        loaded: Iterable[Any] = load(opened)
         for number, each in enumerate(loaded, 1):
-            if number == int(batch) and session.placement.rank == int(rank):
+            if number == batch and opened.placement.rank == rank:
                 wait_until_heard(watchdog())
                 strike(fault)
             yield each
 
-    Session.batches = batches  # type: ignore[method-assign]
-    main(arguments)
+    session.Session.batches = batches  # type: ignore[method-assign]
+
+
+def _strike_at_first_call(fault: str, rank: int, module: Any, name: str) -> None:
+    called: Callable[..., Any] = getattr(module, name)
+    struck = []
+
+    def struck_once(*args: Any, **options: Any) -> Any:
+        if not struck and checkpoint.rank() == rank:
+            struck.append(True)
+            strike(fault)
+        return called(*args, **options)
+
+    setattr(module, name, struck_once)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Two hosts on this machine: two network namespaces with a cable between them."""
 
-import os
 import shutil
 import subprocess
 import time
@@ -12,61 +11,15 @@ import pytest
 
 from atomas.data.demo import build_demo_corpus
 from atomas.distributed.watchdog import LOST_RANK_EXIT_CODE
+from tests.distributed.cable import ADDRESSES, Cable
 from tests.distributed.jobs import SILENCE, SLACK, TIMEOUT, Bench, Job
 from tests.training.conftest import losses
 
 pytestmark = pytest.mark.slow
 
-ADDRESSES = ("10.213.77.1", "10.213.77.2")
 PLACES = [
     {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": f"cable{rank}"} for rank in range(2)
 ]
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=30)
-
-
-class Cable:
-    """The namespaces, and the link between them."""
-
-    def __init__(self) -> None:
-        self.hosts = [f"atomas{os.getpid()}n{rank}" for rank in range(2)]
-
-    def build(self) -> None:
-        for host in self.hosts:
-            ip("netns", "add", host)
-        one, other = self.hosts
-        ip("link", "add", "cable0", "netns", one, "type", "veth", "peer", "name", "cable1", "netns", other)
-        for rank, host in enumerate(self.hosts):
-            ip("-n", host, "address", "add", f"{ADDRESSES[rank]}/24", "dev", f"cable{rank}")
-            ip("-n", host, "link", "set", "lo", "up")
-            ip("-n", host, "link", "set", f"cable{rank}", "up")
-
-    def cut(self) -> None:
-        ip("-n", self.hosts[0], "link", "set", "cable0", "down")
-
-    def remove(self) -> None:
-        for host in self.hosts:
-            subprocess.run(["ip", "netns", "delete", host], check=False, capture_output=True, timeout=30)
-
-    def prefixes(self) -> list[list[str]]:
-        """Before a rank's command: its network, and a host name of its own."""
-        return [
-            [
-                "ip",
-                "netns",
-                "exec",
-                host,
-                "unshare",
-                "--uts",
-                "sh",
-                "-c",
-                f'hostname n{rank}; exec "$@"',
-                "sh",
-            ]
-            for rank, host in enumerate(self.hosts)
-        ]
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ CASES = {
     ),
     "srun": (job(), profile("srun")),
     "mpi_openmpi": (job(), profile("mpi", hosts=HOSTS)),
-    "mpi_intelmpi": (job(), profile("mpi", hosts=HOSTS, mpi="intelmpi")),
+    "mpi_intelmpi": (job(), profile("mpi", hosts=HOSTS, mpi="intelmpi", ssh_options=("-p", "2222"))),
     "mpi_mpich": (job(nodes=1), profile("mpi", mpi="mpich")),
     "pbs": (job(), profile("pbs", scheduler_options=("-l place=scatter:excl",))),
     "pbs_intelmpi": (job(), profile("pbs", mpi="intelmpi", modules=("intel-mpi",), time_limit="")),

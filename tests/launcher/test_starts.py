@@ -1,12 +1,10 @@
 """`atomas launch` without a scheduler, for real: processes of this host, mpirun, torchrun and deepspeed over ssh."""
 
 import contextlib
-import getpass
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.launcher.conftest import HOSTILE, Launch
+from tests.launcher.ssh_hosts import PROGRAMS, ssh_servers
 
 
 def ranks(run: Path) -> list[dict[str, Any]]:
@@ -112,25 +111,6 @@ def test_without_a_program_the_way_out_is_named(launch: Launch) -> None:
     assert "there is no qsub on this host; try --dry-run, or another --backend" in output
 
 
-def test_mpirun(launch: Launch) -> None:
-    version = shutil.which("mpirun") and subprocess.run(
-        ["mpirun", "--version"], capture_output=True, text=True, check=False
-    )
-    if not version or "Open MPI" not in version.stdout:
-        pytest.skip("needs Open MPI on this host")
-    # more processes than cores, perhaps
-    launch(
-        *options(launch, "backend: mpi\nenvironment: {OMPI_MCA_rmaps_base_oversubscribe: '1'}\n", 3), *HOSTILE
-    )
-    found = ranks(launch.run)
-    assert [(each["rank"], each["world_size"], each["launcher"]) for each in found] == [
-        (0, 2, "openmpi"),
-        (1, 2, "openmpi"),
-    ]
-    assert [tuple(each["arguments"]) for each in found] == [HOSTILE, HOSTILE]
-    assert found[0]["port"] == found[1]["port"] != 29500
-
-
 @pytest.mark.slow
 def test_torchrun_hands_a_signal_on(launch: Launch) -> None:
     """Without our variables SIGUSR1 would kill the agent and leave its workers running."""
@@ -147,42 +127,13 @@ def test_torchrun_hands_a_signal_on(launch: Launch) -> None:
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[str]:
     """Lines of a profile with two hosts, which are two addresses of one sshd."""
-    sshd, keygen = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin"), shutil.which("ssh-keygen")
-    if sshd is None or keygen is None:
-        pytest.skip("needs sshd and ssh-keygen on this host")
-    for name in ("host", "user"):
-        subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
-    if getpass.getuser() == "root":
-        Path("/run/sshd").mkdir(exist_ok=True)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    settings = (
-        f"Port={port}", "ListenAddress=127.0.0.1", "ListenAddress=127.0.0.2", f"HostKey={tmp_path / 'host'}",
-        f"AuthorizedKeysFile={tmp_path / 'user.pub'}", "StrictModes=no", "UsePAM=no", "PermitRootLogin=yes",
-        f"PidFile={tmp_path / 'sshd.pid'}",
-    )  # fmt: skip
-    server = subprocess.Popen(
-        [sshd, "-D", "-e", "-f", "/dev/null", *(word for each in settings for word in ("-o", each))],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    client = [
-        "-F", "/dev/null", "-p", str(port), "-i", str(tmp_path / "user"), "-o", "StrictHostKeyChecking=no", "-o",
-        "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",
-    ]  # fmt: skip
-
-    def answers() -> bool:
-        return not subprocess.run(
-            ["ssh", *client, "127.0.0.2", "true"], capture_output=True, check=False
-        ).returncode
-
-    try:
-        until(answers)
+    missing = [
+        name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
+    ]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)} on this host")
+    with ssh_servers(tmp_path / "ssh", [("127.0.0.1", "127.0.0.2")]) as client:
         yield f"hosts: [127.0.0.1, 127.0.0.2]\nssh_options: {json.dumps(client)}\n"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @pytest.mark.slow

@@ -1,9 +1,19 @@
 """mpirun of Open MPI, Intel MPI or MPICH, with or without a file of hosts; inside an allocation it finds the nodes."""
 
+import shlex
+
 from atomas_launcher.backends.torchrun import chosen_hosts
 from atomas_launcher.job import Command, JobSpec, Rendered
 from atomas_launcher.process import environment, in_container, script, worker_command
 from atomas_launcher.profile import ClusterProfile
+
+SSH = "ssh.sh"
+_WITH_SSH = {
+    "openmpi": ("--mca", "plm_rsh_agent"),
+    "intelmpi": ("-bootstrap", "ssh", "-bootstrap-exec"),
+    "mpich": ("-launcher", "ssh", "-launcher-exec"),
+}
+"""Options that name the program by which the hosts are reached; it follows."""
 
 
 def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
@@ -17,6 +27,9 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         slots = " slots=" if profile.mpi == "openmpi" else ":"
         files["hostfile"] = script(*(f"{name}{slots}{job.gpus_per_node}" for name in names))
         hosts = ["-hostfile" if profile.mpi == "openmpi" else "-f", str(job.folder / "hostfile")]
+        if profile.ssh_options:
+            files[SSH] = script("#!/bin/sh", f'exec ssh {shlex.join(profile.ssh_options)} "$@"')
+            hosts += [*_WITH_SSH[profile.mpi], str(job.folder / SSH)]
     arguments = (
         *mpirun(job, profile, tuple(variables)),
         *hosts,
