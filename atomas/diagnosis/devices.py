@@ -9,9 +9,10 @@ import atomas_kernels
 from atomas.diagnosis.result import CheckResult
 
 _QUERY = (
-    "index,ecc.errors.uncorrected.volatile.total,clocks_throttle_reasons.hw_slowdown,temperature.gpu,"
-    "memory.used,memory.total"
+    "index,ecc.errors.uncorrected.volatile.total,retired_pages.pending,clocks_throttle_reasons.hw_slowdown,"
+    "clocks_throttle_reasons.sw_thermal_slowdown,temperature.gpu,memory.used,memory.total"
 )
+"""Fields as `nvidia-smi --help-query-gpu` lists them."""
 BUSY_MEMORY_SHARE = 0.1
 """Of a GPU's memory taken by others before the job."""
 TOLERANCE = 1e-4
@@ -46,41 +47,47 @@ def check_gpu_health() -> CheckResult:
         ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
+    told = (done.stderr or done.stdout).strip()
     if done.returncode:
         return CheckResult(
             name=name,
             status="error",
-            message=f"nvidia-smi failed: {(done.stderr or done.stdout).strip().splitlines()[0]}",
+            message=f"nvidia-smi failed: {told.splitlines()[0] if told else f'exit code {done.returncode}'}",
             remedy="the driver or a GPU is not well: leave this node out (--exclude)",
         )
     return gpu_health(done.stdout)
 
 
 def gpu_health(report: str) -> CheckResult:
-    """Read the lines of nvidia-smi; what a GPU does not report reads [N/A] or [Not Supported]."""
+    """Read the lines of nvidia-smi; what a GPU does not report reads [N/A] or [Not Supported], and is said."""
     name = "GPU health"
-    wrong, slow, busy, hottest = [], [], [], 0.0
+    wrong, doubtful, untold, hottest = [], [], [], 0.0
     for line in report.strip().splitlines():
-        index, errors, slowdown, temperature, used, total = (part.strip() for part in line.split(","))
+        index, errors, retired, hardware, thermal, temperature, used, total = map(str.strip, line.split(","))
         if errors.isdecimal() and int(errors):
             wrong.append(f"GPU {index} has {errors} uncorrected memory errors")
-        if slowdown == "Active":
-            slow.append(f"GPU {index} is slowed down by its hardware at {temperature} C")
+        if retired == "Yes":
+            wrong.append(f"GPU {index} waits for a reset that retires bad memory")
+        if "Active" in (hardware, thermal):
+            why = "hardware" if hardware == "Active" else "driver, which finds it too hot,"
+            doubtful.append(f"GPU {index} is slowed down by its {why} at {temperature} C")
         if used.isdecimal() and total.isdecimal() and int(used) > BUSY_MEMORY_SHARE * int(total):
-            busy.append(f"GPU {index} has {used} of {total} MiB taken")
+            doubtful.append(f"GPU {index} has {used} of {total} MiB taken")
+        if not errors.isdecimal():
+            untold.append(index)
         hottest = max(hottest, float(temperature) if temperature.isdecimal() else 0.0)
     if wrong:
         remedy = "reset the GPU, or leave this node out (--exclude)"
-        return CheckResult(name=name, status="error", message="; ".join(wrong), remedy=remedy)
-    if slow:
-        remedy = "too hot, or too little power: look at its cooling, or leave this node out (--exclude)"
-        return CheckResult(name=name, status="warning", message="; ".join(slow), remedy=remedy)
-    if busy:
-        remedy = "another process is there: nvidia-smi names it"
-        return CheckResult(name=name, status="warning", message="; ".join(busy), remedy=remedy)
-    return CheckResult(
-        name=name, status="ok", message=f"no uncorrected memory errors; hottest {hottest:.0f} C"
-    )
+        return CheckResult(name=name, status="error", message="; ".join([*wrong, *doubtful]), remedy=remedy)
+    if doubtful:
+        remedy = (
+            "look at cooling, power and who else is there (nvidia-smi), or leave this node out (--exclude)"
+        )
+        return CheckResult(name=name, status="warning", message="; ".join(doubtful), remedy=remedy)
+    memory = "no uncorrected memory errors"
+    if untold:
+        memory += f" where they are counted (not on GPU {', '.join(untold)})"
+    return CheckResult(name=name, status="ok", message=f"{memory}; hottest {hottest:.0f} C")
 
 
 def check_peer_access() -> CheckResult:

@@ -3,14 +3,16 @@
 import ctypes
 import importlib.metadata
 import os
-import re
 import resource
 import shutil
 import socket
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from atomas.diagnosis.result import CheckResult
 from atomas_launcher.job import port_of
@@ -23,6 +25,18 @@ FREE_BYTES_WARNING, FREE_BYTES_ERROR = 20e9, 1e9
 FREE_INODES_WARNING = 10_000
 SHARED_MEMORY_WARNING = 1e9
 OPEN_FILES_WARNING = 4096
+KNOWN_BAD = (
+    ("torch>=2.12", "deepspeed<0.19.6", "DeepSpeed's operators do not build (deepspeedai/DeepSpeed#8238)"),
+)
+"""Two requirements, and what goes wrong where both are met."""
+FOR_DEBUGGING = {
+    "TRITON_INTERPRET": "Triton kernels are interpreted: slowly, and bf16 wrongly",
+    "CUDA_LAUNCH_BLOCKING": "every kernel is waited for",
+    "NCCL_IB_DISABLE": "NCCL leaves InfiniBand alone",
+    "NCCL_P2P_DISABLE": "NCCL leaves NVLink and PCIe peer access alone",
+    "NCCL_SHM_DISABLE": "NCCL leaves shared memory alone",
+}
+"""Variables that are wrong in a job where they are 1."""
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 
 
@@ -39,26 +53,13 @@ def check_python() -> CheckResult:
 
 
 def check_versions() -> CheckResult:
-    """Installed packages beside what Atomas declares."""
+    """What Atomas and the packages that it stands on declare, beside what is installed; and pairs known to be bad."""
     name = "versions"
-    try:
-        declared = importlib.metadata.requires("atomas") or []
-    except importlib.metadata.PackageNotFoundError:
+    installed = {package: _version(package) for package in ("torch", "triton", "deepspeed", "transformers")}
+    if _version("atomas") is None:
         return CheckResult(name=name, status="skipped", message="atomas is not installed as a package here")
-    found, wrong = [], []
-    for requirement in declared:
-        package, bounds, is_extra = _requirement(requirement)
-        if is_extra:
-            continue
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            wrong.append(f"{package} is missing")
-            continue
-        if package in ("torch", "triton", "deepspeed", "transformers"):
-            found.append(f"{package} {version}")
-        if not satisfies(version, bounds):
-            wrong.append(f"{package} {version} is not {bounds}")
+    wrong = [problem for package in ("atomas", *installed) for problem in unmet(package)]
+    wrong += known_bad({package: version for package, version in installed.items() if version})
     if wrong:
         return CheckResult(
             name=name,
@@ -66,22 +67,52 @@ def check_versions() -> CheckResult:
             message="; ".join(wrong),
             remedy="install into a fresh environment with constraints.txt",
         )
-    return CheckResult(name=name, status="ok", message=", ".join(found))
+    told = (f"{package} {version}" for package, version in installed.items() if version)
+    return CheckResult(name=name, status="ok", message=", ".join(told))
 
 
-def satisfies(version: str, bounds: str) -> bool:
-    """Whether a version lies within bounds such as `>=2.11,<2.15`; only >= and < are understood.
+def unmet(package: str) -> list[str]:
+    """What an installed package asks for and does not find. A CUDA build of torch asks for one triton, for example."""
+    try:
+        declared = [Requirement(text) for text in importlib.metadata.requires(package) or []]
+    except importlib.metadata.PackageNotFoundError:
+        return []  # whoever needs it has said so
+    wrong = []
+    for requirement in declared:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = _version(requirement.name)
+        if version is None:
+            wrong.append(f"{requirement.name} is missing, which {package} needs")
+        elif not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} {version} is not {requirement.specifier}, as {package} needs")
+    return wrong
 
-    >>> satisfies("2.13.0+cpu", ">=2.11,<2.15")
-    True
-    """
-    number = _number(version)
-    for bound in filter(None, bounds.split(",")):
-        if bound.startswith(">=") and number < _number(bound[2:]):
-            return False
-        if bound.startswith("<") and not bound.startswith("<=") and number >= _number(bound[1:]):
-            return False
-    return True
+
+def known_bad(installed: Mapping[str, str]) -> list[str]:
+    """Pairs that no package declares, and that do not work together all the same."""
+    found = []
+    for *pair, why in KNOWN_BAD:
+        requirements = [Requirement(text) for text in pair]
+        if all(
+            requirement.name in installed
+            and requirement.specifier.contains(installed[requirement.name], prereleases=True)
+            for requirement in requirements
+        ):
+            each = " with ".join(
+                f"{requirement.name} {installed[requirement.name]}" for requirement in requirements
+            )
+            found.append(f"{each}: {why}")
+    return found
+
+
+def check_environment(environ: Mapping[str, str]) -> CheckResult:
+    """Variables for debugging that were left set."""
+    left = [f"{name}=1 ({what})" for name, what in FOR_DEBUGGING.items() if environ.get(name) == "1"]
+    if left:
+        remedy = "unset them in the shell that launches, and in the profile's environment"
+        return CheckResult(name="environment", status="warning", message="; ".join(left), remedy=remedy)
+    return CheckResult(name="environment", status="ok", message="no variable for debugging is left set")
 
 
 def check_compiler() -> CheckResult:
@@ -295,15 +326,8 @@ def _lowest_outgoing_port() -> int | None:
     return int(text.split()[0])
 
 
-def _requirement(text: str) -> tuple[str, str, bool]:
-    """`torch<2.15,>=2.11; marker` -> name, bounds, whether an extra asks for it."""
-    requirement, _, marker = text.partition(";")
-    match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(.*)", requirement)
-    assert match is not None
-    return match.group(1), match.group(2).replace(" ", ""), "extra" in marker
-
-
-def _number(version: str) -> tuple[int, ...]:
-    """`2.13.0+cpu` -> (2, 13, 0)."""
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(map(int, match.group().split("."))) if match else ()
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,5 +1,6 @@
 """All checks of one node, in the order in which they are read."""
 
+import os
 from pathlib import Path
 
 from atomas.diagnosis import host
@@ -16,6 +17,7 @@ def node_checks(folder: Path, corpus: Path | None) -> list[CheckResult]:
     return [
         attempt("python", host.check_python),
         attempt("versions", host.check_versions),
+        attempt("environment", lambda: host.check_environment(os.environ)),
         attempt("compiler", host.check_compiler),
         *_device_checks(),
         attempt("run folder", lambda: host.check_folder(folder)),

@@ -18,12 +18,15 @@ from atomas_launcher.job import check_no_control_characters, check_variable_name
 
 BACKENDS = ("local", "torchrun", "deepspeed", "slurm", "srun", "mpi", "pbs", "kubernetes")
 
+# NCCL_NET names the one network that NCCL may use, so that a job that cannot use it fails at once instead of running
+# slowly over TCP. IB and Socket are NCCL's own names (docs.nvidia.com/deeplearning/nccl: Environment Variables);
+# "AWS Libfabric" is that of the plugin for libfabric on Slingshot as well (docs.cscs.ch: NCCL).
 FABRICS: dict[str, dict[str, str]] = {
     "none": {},
     "ethernet": {"NCCL_NET": "Socket"},
-    # a job that cannot use the fabric then fails at once, instead of running slowly over TCP
     "infiniband": {"NCCL_NET": "IB"},
-    # the NCCL plugin for libfabric, with settings in common use for CXI
+    # NCCL_CROSS_NIC and FI_* without the provider are among what docs.isambard.ac.uk (NCCL guide, env_vars.sh) sets for
+    # Slingshot 11. Sizes of queues and thresholds, which sites set differently, belong into a profile's `environment`.
     "slingshot": {
         "NCCL_NET": "AWS Libfabric",
         "NCCL_CROSS_NIC": "1",
@@ -31,6 +34,7 @@ FABRICS: dict[str, dict[str, str]] = {
         "FI_CXI_DISABLE_HOST_REGISTER": "1",
         "FI_MR_CACHE_MONITOR": "userfaultfd",
     },
+    # FI_PROVIDER chooses among the providers of a node (github.com/aws/aws-ofi-nccl, wiki: Environment Variables)
     "efa": {"NCCL_NET": "AWS Libfabric", "FI_PROVIDER": "efa"},
 }
 """What NCCL is told of the network. A profile's `environment` wins over it."""

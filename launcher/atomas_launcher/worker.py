@@ -66,10 +66,13 @@ def network_environment(
     Raises:
         LaunchError: none of the wanted ones is up with an address.
     """
-    missing = [name for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if name not in environ]
     names = [name for name in wanted if name]
     chosen = choose_interface(interfaces(), names, address, is_one_host=is_one_host)
-    return dict.fromkeys(missing, chosen) if chosen else {}
+    if chosen is None:
+        return {}
+    # NCCL reads a name as the beginning of names, and eth1 as eth10 too, unless it follows "="; gloo reads it as it is
+    found = {"NCCL_SOCKET_IFNAME": f"={chosen}", "GLOO_SOCKET_IFNAME": chosen}
+    return {name: value for name, value in found.items() if name not in environ}
 
 
 def choose_interface(

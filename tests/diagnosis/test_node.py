@@ -94,18 +94,34 @@ def test_outgoing_ports_that_are_in_the_way(monkeypatch: pytest.MonkeyPatch) -> 
     assert "ip_local_port_range" in host.check_port().remedy
 
 
-@pytest.mark.parametrize(
-    ("version", "bounds", "expected"),
-    [
-        ("2.13.0+cpu", "<2.15,>=2.11", True),
-        ("2.15.0", "<2.15,>=2.11", False),
-        ("2.9.1", "<2.15,>=2.11", False),
-        ("0.19.6", ">=0.19.6,<0.20", True),
-        ("7", "", True),
-    ],
-)
-def test_version_bounds(version: str, bounds: str, expected: bool) -> None:
-    assert host.satisfies(version, bounds) is expected
+def test_what_an_installed_package_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA build of torch asks for its own triton, which a constraints file of a CPU build may have replaced."""
+    declared = ["triton==3.6.0; platform_system == 'Linux'", "tensorrt>=10; extra == 'opt'", "none-such>=1"]
+    versions = {"triton": "3.9.0"}
+    monkeypatch.setattr(host.importlib.metadata, "requires", lambda _package: declared)
+    monkeypatch.setattr(host, "_version", versions.get)
+    assert host.unmet("torch") == [
+        "triton 3.9.0 is not ==3.6.0, as torch needs",
+        "none-such is missing, which torch needs",
+    ]
+    versions |= {"triton": "3.6.0", "none-such": "2"}
+    assert host.unmet("torch") == []
+
+
+def test_pairs_that_are_known_to_be_bad() -> None:
+    (told,) = host.known_bad({"torch": "2.13.0+cpu", "deepspeed": "0.19.5"})
+    assert told.startswith("torch 2.13.0+cpu with deepspeed 0.19.5: DeepSpeed's operators do not build")
+    assert not host.known_bad({"torch": "2.13.0+cpu", "deepspeed": "0.19.8"})
+    assert not host.known_bad({"torch": "2.11.0", "deepspeed": "0.19.5"})
+    assert not host.known_bad({"torch": "2.13.0"})
+
+
+def test_variables_that_make_a_run_slow_or_wrong() -> None:
+    assert host.check_environment({"PATH": "/bin", "NCCL_IB_DISABLE": "0"}).status == "ok"
+    result = host.check_environment({"TRITON_INTERPRET": "1", "CUDA_LAUNCH_BLOCKING": "1"})
+    assert result.status == "warning"
+    assert "TRITON_INTERPRET=1" in result.message
+    assert "CUDA_LAUNCH_BLOCKING=1" in result.message
 
 
 def test_versions_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +132,9 @@ def test_versions_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     result = host.check_versions()
     assert result.status == "error"
-    assert "is not <2.15,>=99; no-such-package is missing" in result.message
+    assert (
+        "is not <2.15,>=99, as atomas needs; no-such-package is missing, which atomas needs" in result.message
+    )
 
 
 def test_a_corpus(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_job_with_hostile_names(jobs: Jobs) -> None:
     for each in ranks:
         assert tuple(each["arguments"]) == HOSTILE
         assert each["environment"]["ODD"] == value
-        assert each["environment"]["GLOO_SOCKET_IFNAME"] == each["environment"]["NCCL_SOCKET_IFNAME"]
+        assert each["environment"]["NCCL_SOCKET_IFNAME"] == f"={each['environment']['GLOO_SOCKET_IFNAME']}"
     assert "rank 0 of 2" in jobs("logs", job)
     assert "attempt 1, step 3" in jobs.state(job)
     assert not list(jobs.launch.folder.rglob("pwned"))

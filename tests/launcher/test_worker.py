@@ -55,6 +55,7 @@ def test_wanted_ones_must_be_up() -> None:
 def test_given_variables_stay() -> None:
     given = {"NCCL_SOCKET_IFNAME": "ib7"}
     assert network_environment(given, ("lo",), "127.0.0.1", is_one_host=True) == {"GLOO_SOCKET_IFNAME": "lo"}
+    assert network_environment({}, ("lo",), "127.0.0.1", is_one_host=True)["NCCL_SOCKET_IFNAME"] == "=lo"
 
 
 def test_this_host_has_a_loopback() -> None:
