@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from atomas.data.blocks import Block, BlockTable, Compression, member_suffix, pack, unpack
+from atomas.data.storage import Storage, open_storage
 from atomas.errors import AtomasError
 from atomas.version import __version__
 
@@ -251,37 +252,44 @@ def write_index(
 class Corpus:
     """A built corpus, opened for reading."""
 
-    directory: Path
+    storage: Storage
     index: dict[str, Any]
     splits: dict[str, "ShardedSplit"] = field(repr=False)
 
     @staticmethod
-    def open(directory: Path | str) -> "Corpus":
+    def open(location: Path | str) -> "Corpus":
         """Read the index and check that every shard is there with its full size.
 
-        Raises AtomasError if the folder is no corpus, has another format or lacks (part of) a shard.
+        Raises AtomasError if there is no corpus, one of another format, or one that lacks (part of) a shard.
         """
-        directory = Path(directory)
-        index = _read_index(directory)
+        storage = open_storage(location)
+        index = _read_index(storage)
         try:
             splits = {
-                name: ShardedSplit(directory=directory, name=name, shards=SplitIndex.from_json(split).shards)
+                name: ShardedSplit(storage=storage, name=name, shards=SplitIndex.from_json(split).shards)
                 for name, split in index["splits"].items()
             }
             fingerprint = index["fingerprint"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AtomasError(
-                f"{directory / INDEX_NAME} is damaged ({error!r} in the index): build the corpus again"
+                f"{storage.where(INDEX_NAME)} is damaged ({error!r} in the index): build the corpus again"
             ) from error
         if fingerprint != _fingerprint(splits):
             raise AtomasError(
-                f"{directory / INDEX_NAME} was changed by hand: its fingerprint does not fit its shards; "
+                f"{storage.where(INDEX_NAME)} was changed by hand: its fingerprint does not fit its shards; "
                 "build the corpus again"
             )
         for split in splits.values():
             for shard in split.shards:
-                _check_size(directory, shard)
-        return Corpus(directory=directory, index=index, splits=splits)
+                storage.check(shard)
+        return Corpus(storage=storage, index=index, splits=splits)
+
+    @property
+    def directory(self) -> Path:
+        """The folder of a corpus on this machine; AtomasError for one that lies elsewhere."""
+        if self.storage.folder is None:
+            raise AtomasError(f"{self.storage} is not a folder of this machine: copy it here first")
+        return self.storage.folder
 
     @property
     def fingerprint(self) -> str:
@@ -292,7 +300,7 @@ class Corpus:
         """The split called `name`; AtomasError names those that exist if it does not."""
         if name not in self.splits:
             raise AtomasError(
-                f"{self.directory} has no split {name!r}; its splits are: {', '.join(self.splits) or 'none'}"
+                f"{self.storage} has no split {name!r}; its splits are: {', '.join(self.splits) or 'none'}"
             )
         return self.splits[name]
 
@@ -304,7 +312,7 @@ class ShardedSplit:
     Holds no open file, so that it may be shared by threads, forked and pickled.
     """
 
-    directory: Path
+    storage: Storage
     name: str
     shards: tuple[Shard, ...] = field(repr=False)
     blocks: BlockTable = field(init=False, repr=False)
@@ -332,27 +340,34 @@ class ShardedSplit:
 
         Raises AtomasError naming shard and block when it cannot be read or does not match the index.
         """
-        block = self.blocks[index]
-        path = self.directory / self.shard_of(index).path
-        try:
-            with path.open("rb") as file:
-                file.seek(block.offset)
-                data = file.read(block.bytes)
-        except OSError as error:
+        block, shard = self.blocks[index], self.shard_of(index)
+        data = self._fetch(shard, block)
+        if not _is_intact(data, block) and self.storage.discard(shard):
+            data = self._fetch(shard, block)
+        if not _is_intact(data, block):
             raise AtomasError(
-                f"cannot read block {block.name} of shard {path}: {error.strerror or error}; "
-                "restore the file or build the corpus again"
-            ) from error
-        if hashlib.sha256(data).hexdigest() != block.sha256:
-            raise AtomasError(
-                f"block {block.name} of shard {path} is corrupt (its checksum differs from the index): "
-                "restore the file or build the corpus again"
+                f"block {block.name} of shard {self.storage.where(shard.path)} is corrupt (its checksum differs from "
+                "the index): restore the file or build the corpus again"
             )
         return unpack(data, block)
+
+    def _fetch(self, shard: Shard, block: Block) -> bytes:
+        """The bytes of a block as they are stored, not checked."""
+        try:
+            return self.storage.read(shard, block.offset, block.bytes)
+        except OSError as error:
+            raise AtomasError(
+                f"cannot read block {block.name} of shard {self.storage.where(shard.path)}: "
+                f"{error.strerror or error}; restore the file or build the corpus again"
+            ) from error
 
     def __iter__(self) -> Iterator[Record]:
         for index in range(len(self.blocks)):
             yield from self.read_block(index)
+
+
+def _is_intact(data: bytes, block: Block) -> bool:
+    return hashlib.sha256(data).hexdigest() == block.sha256
 
 
 def file_sha256(path: Path) -> str:
@@ -369,41 +384,26 @@ def _fingerprint(splits: Mapping[str, "SplitIndex | ShardedSplit"]) -> str:
     return digest.hexdigest()
 
 
-def _read_index(directory: Path) -> dict[str, Any]:
-    path = directory / INDEX_NAME
+def _read_index(storage: Storage) -> dict[str, Any]:
+    name = storage.where(INDEX_NAME)
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(storage.read_whole(INDEX_NAME))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AtomasError(
-            f"{directory} is not a built corpus (it has no {INDEX_NAME}): "
-            f"make one with `atomas data build FILE --out {directory}`"
+            f"{storage} is not a built corpus (it has no {INDEX_NAME}): "
+            f"make one with `atomas data build FILE --out {storage}`"
         ) from error
     except OSError as error:
-        raise AtomasError(f"cannot read {path}: {error.strerror or error}") from error
+        raise AtomasError(f"cannot read {name}: {error.strerror or error}") from error
     except ValueError as error:
-        raise AtomasError(f"{path} is damaged ({error}): build the corpus again") from error
+        raise AtomasError(f"{name} is damaged ({error}): build the corpus again") from error
     found = index.get("format") if isinstance(index, dict) else None
     if found != FORMAT:
         raise AtomasError(
-            f"{path} has format {found!r}, this version reads {FORMAT!r}: build the corpus again"
+            f"{name} has format {found!r}, this version reads {FORMAT!r}: build the corpus again"
         )
     return dict(index)
 
 
 def _compact_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _check_size(directory: Path, shard: Shard) -> None:
-    path = directory / shard.path
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise AtomasError(
-            f"shard {path} cannot be read: {error.strerror or error}; restore it or build the corpus again"
-        ) from error
-    if size != shard.bytes:
-        raise AtomasError(
-            f"shard {path} has {size} bytes where the index says {shard.bytes}: "
-            "restore it or build the corpus again"
-        )

@@ -57,7 +57,7 @@ class PairStream:
             )
         if len(order) < batch_size:
             raise AtomasError(
-                f"split {split.name!r} of {split.directory} has {len(order)} usable pairs, fewer than "
+                f"split {split.name!r} of {split.storage} has {len(order)} usable pairs, fewer than "
                 f"data.batch_size = {batch_size}: lower it, or raise data.max_smiles_tokens or "
                 "data.max_text_tokens"
             )
@@ -169,7 +169,7 @@ def evaluation_batches(
         logger.warning("split %r: %d pairs left out, their SMILES are over %s tokens",
                        split.name, stop - len(chosen), max_smiles_tokens)  # fmt: skip
     if not chosen:
-        raise AtomasError(f"split {split.name!r} of {split.directory} has no usable pair")
+        raise AtomasError(f"split {split.name!r} of {split.storage} has no usable pair")
     size = min(batch_size, -(-len(chosen) // world_size))
     for first in range(0, len(chosen), size * world_size):
         start = first + rank * size

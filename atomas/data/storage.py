@@ -1,0 +1,107 @@
+"""Where the files of a corpus lie, and how their bytes are obtained."""
+
+from pathlib import Path
+from typing import Protocol
+
+from atomas.errors import AtomasError
+
+
+class StoredFile(Protocol):
+    """What the index says of a file: enough to fetch and to check it."""
+
+    @property
+    def path(self) -> str:
+        """Relative to the corpus."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Its checksum, hexadecimal."""
+        ...
+
+
+class Storage(Protocol):
+    """The files of one corpus.
+
+    Holds no open file or connection that a fork or a pickle would carry over. Bytes come unchecked: whoever decodes
+    them compares their checksum with the index.
+    """
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, where it lies on a file system of this machine."""
+        ...
+
+    def where(self, path: str) -> str:
+        """The full name of a file, for messages."""
+        ...
+
+    def read_whole(self, path: str) -> bytes:
+        """All bytes of a small file. FileNotFoundError if there is none, other OSErrors as they come."""
+        ...
+
+    def check(self, file: StoredFile) -> None:
+        """Notice on opening, where that is cheap, that a file is missing or has another size. AtomasError says so."""
+        ...
+
+    def read(self, file: StoredFile, offset: int, length: int) -> bytes:
+        """`length` bytes of `file` from `offset` on, fewer where it ends before. OSError where it cannot be read."""
+        ...
+
+    def discard(self, file: StoredFile) -> bool:
+        """The bytes of `file` were not those of the index: True if another read may give other ones."""
+        ...
+
+
+class LocalFolder:
+    """A corpus in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def where(self, path: str) -> str:
+        """The full name of a file, for messages."""
+        return str(self.folder / path)
+
+    def read_whole(self, path: str) -> bytes:
+        """All bytes of a small file."""
+        return (self.folder / path).read_bytes()
+
+    def check(self, file: StoredFile) -> None:
+        """Compare the size on disk with that of the index."""
+        path = self.folder / file.path
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise AtomasError(
+                f"shard {path} cannot be read: {error.strerror or error}; "
+                "restore it or build the corpus again"
+            ) from error
+        if size != file.bytes:
+            raise AtomasError(
+                f"shard {path} has {size} bytes where the index says {file.bytes}: "
+                "restore it or build the corpus again"
+            )
+
+    def read(self, file: StoredFile, offset: int, length: int) -> bytes:
+        """`length` bytes of `file` from `offset` on."""
+        with (self.folder / file.path).open("rb") as opened:
+            opened.seek(offset)
+            return opened.read(length)
+
+    def discard(self, file: StoredFile) -> bool:
+        """Nothing else could be read in its place."""
+        return False
+
+
+def open_storage(location: Path | str) -> Storage:
+    """The storage that a corpus' location names."""
+    return LocalFolder(Path(location))
