@@ -65,6 +65,9 @@ class DataConfig:
     """Blocks of 256 records that are shuffled together; all of them are in memory at once."""
     num_workers: int = 1
     """Loader processes of one rank; 0 loads in the training process."""
+    tokens: Literal["use", "ignore"] = "use"
+    """`use` reads what `atomas data tokenize` wrote, where the corpus has any, and refuses that of another tokenizer;
+    `ignore` tokenizes while training."""
 
 
 @dataclass(frozen=True, kw_only=True)

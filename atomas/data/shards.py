@@ -236,6 +236,12 @@ def write_index(
         },
         **more,
     }
+    rewrite_index(directory, index)
+    return index
+
+
+def rewrite_index(directory: Path, index: Mapping[str, Any]) -> None:
+    """Put `index` in place of the one that is there, atomically."""
     path = Path(directory) / INDEX_NAME
     partial = path.with_name(INDEX_NAME + ".partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -245,7 +251,6 @@ def write_index(
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    return index
 
 
 @dataclass(frozen=True, kw_only=True)

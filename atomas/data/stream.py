@@ -19,6 +19,7 @@ from atomas.data.loader import OrderedLoader
 from atomas.data.order import GlobalOrder
 from atomas.data.shards import Corpus, ShardedSplit
 from atomas.data.tokenizer import AtomasTokenizer
+from atomas.data.tokens import TokenReader, open_tokens, token_lengths
 from atomas.errors import AtomasError
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,11 @@ class PairStream:
         *,
         batch_size: int,
         max_text_tokens: int,
+        tokens: ShardedSplit | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """`order` and `lengths` are those of `split`.
+        """`order` and `lengths` are those of `split`, and so are its `tokens`, which are read where they are given.
 
         Raises AtomasError if W does not divide B or if an epoch is shorter than a batch.
         """
@@ -61,7 +63,8 @@ class PairStream:
                 f"data.batch_size = {batch_size}: lower it, or raise data.max_smiles_tokens or "
                 "data.max_text_tokens"
             )
-        self._reader = _RecordReader(split, order.window_blocks)
+        self._records = _RecordReader(split, order.window_blocks)
+        self._tokens = TokenReader(tokens, order.window_blocks) if tokens else None
         self._tokenizer = tokenizer
         self._order = order
         self._lengths = lengths
@@ -76,14 +79,18 @@ class PairStream:
     ) -> "PairStream":
         """The training stream of a run.
 
-        Token lengths are kept in the run's folder; where they are not there yet, this measures them, so let
-        one rank come first. Raises AtomasError for an unknown split, an illegal world size or too few usable
-        pairs.
+        Reads the corpus's tokens where it has any. Otherwise token lengths are kept in the run's folder; where they
+        are not there yet, this measures them, so let one rank come first. Raises AtomasError for an unknown split,
+        tokens of another tokenizer, an illegal world size or too few usable pairs.
         """
         data = config.data
         split = corpus.split(data.train_split)
-        run_folder = Path(config.run.output_dir) / config.run.name
-        lengths = TokenLengths.resolve(corpus, split.name, tokenizer, run_folder)
+        tokens = open_tokens(corpus, tokenizer) if data.tokens == "use" else None
+        if tokens is not None:
+            lengths = token_lengths(tokens, split.name)
+        else:
+            run_folder = Path(config.run.output_dir) / config.run.name
+            lengths = TokenLengths.resolve(corpus, split.name, tokenizer, run_folder)
         selection = lengths.select(
             max_text_tokens=data.max_text_tokens,
             max_smiles_tokens=data.max_smiles_tokens,
@@ -109,9 +116,15 @@ class PairStream:
             lengths,
             batch_size=data.batch_size,
             max_text_tokens=data.max_text_tokens,
+            tokens=tokens.split(split.name) if tokens else None,
             rank=rank,
             world_size=world_size,
         )
+
+    @property
+    def lengths(self) -> TokenLengths:
+        """Tokens of every record of the split."""
+        return self._lengths
 
     @property
     def order(self) -> GlobalOrder:
@@ -123,8 +136,10 @@ class PairStream:
         members = self._order.indices(number * self._batch_size, (number + 1) * self._batch_size)
         cost = np.add(*self._lengths.seen(members, self._max_text_tokens))
         own = members[_deal(cost, self._rank, self._world_size)]
+        if self._tokens is not None:
+            return self._tokens.collate(own, self._max_text_tokens)
         return collate(
-            [self._reader[index] for index in own],
+            [self._records[index] for index in own],
             self._tokenizer,
             sample_ids=own,
             max_text_tokens=self._max_text_tokens,

@@ -52,6 +52,8 @@ class AtomasTokenizer:
 
     def __init__(self, backend: Tokenizer) -> None:
         backend.encode_special_tokens = True  # "</s>" inside a text is text
+        backend.no_truncation()
+        backend.no_padding()
         self._backend = backend
         self._words: dict[str, list[int]] = {}
 
@@ -142,9 +144,10 @@ class AtomasTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer's content."""
-        content = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        """SHA-256 of what decides the ids: not of fields that other versions of the library add, empty."""
+        content = _without_empty(json.loads(self._backend.to_str()))
+        del content["version"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, (self._backend.to_str(),)
@@ -267,6 +270,13 @@ def _assemble(vocabulary: Vocabulary, special: Sequence[str], normalizer: Any) -
         raise AtomasError("the tokenizer's vocabulary holds a piece twice: its file is damaged")
     # The library reads a score back with an error in the last bit, but what it has read once stays as it is.
     return Tokenizer.from_str(backend.to_str())
+
+
+def _without_empty(value: Any) -> Any:
+    """JSON without the keys that say null."""
+    if isinstance(value, dict):
+        return {key: _without_empty(item) for key, item in value.items() if item is not None}
+    return [_without_empty(item) for item in value] if isinstance(value, list) else value
 
 
 def _unpickle(content: str) -> AtomasTokenizer:

@@ -9,6 +9,7 @@ from atomas.config import Config
 from atomas.data.lengths import LONGEST, TokenLengths
 from atomas.data.shards import Corpus
 from atomas.data.tokenizer import resolve_tokenizer
+from atomas.data.tokens import open_tokens, token_lengths
 from atomas.planning.workload import PairLengths
 
 
@@ -20,7 +21,11 @@ def measured_lengths(directory: str, config: Config) -> PairLengths:
     corpus, split = Corpus.open(Path(directory)), config.data.train_split
     with tempfile.TemporaryDirectory() as cache:
         tokenizer = resolve_tokenizer(config.tokenizer, corpus, Path(cache), split=split)
-        lengths = TokenLengths.measure(corpus.split(split), tokenizer)
+        tokens = open_tokens(corpus, tokenizer) if config.data.tokens == "use" else None
+        if tokens is not None:
+            lengths = token_lengths(tokens, split)
+        else:
+            lengths = TokenLengths.measure(corpus.split(split), tokenizer)
     return usable_lengths(lengths, config)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from atomas.data.lengths import TokenLengths
 from atomas.json_files import write_json
 from atomas.planning.memory import MemoryPlan, plan_memory
 from atomas.planning.sizes import T5Sizes
@@ -72,8 +71,7 @@ def plan_of_run(session: Session) -> MemoryPlan:
 def _longest_batch(session: Session) -> PairLengths:
     """Lengths of all ranks' pairs: they are dealt so that every rank has nearly as many tokens."""
     data, order = session.config.data, session.stream.order
-    # measured and left there when the stream was opened
-    measured = TokenLengths.resolve(session.corpus, data.train_split, session.tokenizer, session.run.path)
+    measured = session.stream.lengths
     accumulation, size = session.config.training.gradient_accumulation_steps, data.batch_size
     first, stop = session.step * accumulation, session.config.training.max_steps * accumulation
     batches = [
