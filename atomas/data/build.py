@@ -358,6 +358,7 @@ def _is_build(out: Path) -> bool:
     with suppress(OSError, ValueError, AttributeError):
         index = json.loads((out / INDEX_NAME).read_text(encoding="utf-8"))
         written = {INDEX_NAME, REJECTED_NAME, *index.get("splits", {})}
+        written.update(index.get("tokens", {}).values())
         return index.get("format") == FORMAT and {path.name for path in out.iterdir()} <= written
     return False
 

@@ -9,6 +9,8 @@ The folder is a corpus in its own right, whose blocks hold arrays in place of JS
 tokens reads no text. It is keyed by the SHA-256 of the tokenizer and names the fingerprint of the records.
 """
 
+import hashlib
+import io
 import json
 import shutil
 from collections import OrderedDict
@@ -93,30 +95,40 @@ def open_tokens(corpus: Corpus, tokenizer: AtomasTokenizer) -> Corpus | None:
     known = corpus.index.get("tokens", {})
     if not known:
         return None
-    again = f"run `atomas data tokenize {corpus.directory} --tokenizer ...` with the run's tokenizer"
+    again = f"run `atomas data tokenize {corpus.storage} --tokenizer ...` with the run's tokenizer"
     ignore = "set data.tokens to `ignore` to tokenize while training"
     if tokenizer.fingerprint not in known:
         raise AtomasError(
-            f"{corpus.directory} has the tokens of other tokenizers ({', '.join(name[:16] for name in known)}), "
+            f"{corpus.storage} has the tokens of other tokenizers ({', '.join(name[:16] for name in known)}), "
             f"not of the run's ({tokenizer.fingerprint[:16]}): {again}, or {ignore}"
         )
     try:
-        tokens = Corpus.open(corpus.directory / known[tokenizer.fingerprint])
+        tokens = Corpus.open(corpus.storage.where(known[tokenizer.fingerprint]))
     except AtomasError as error:
         raise AtomasError(f"its tokens cannot be used ({error}): {again}, or {ignore}") from error
     if tokens.index.get("tokens_of") != _tokens_of(corpus, tokenizer):
-        raise AtomasError(
-            f"{tokens.directory} does not belong to the records beside it: {again}, or {ignore}"
-        )
+        raise AtomasError(f"{tokens.storage} does not belong to the records beside it: {again}, or {ignore}")
     return tokens
 
 
 def token_lengths(tokens: Corpus, split: str) -> TokenLengths:
     """The lengths that lie beside a split's tokens; AtomasError where they do not match the index."""
-    path = tokens.directory / split / _LENGTHS
-    if not path.exists() or file_sha256(path) != tokens.index["lengths"][split]:
-        raise AtomasError(f"{path} is damaged or missing: delete {tokens.directory} and tokenize again")
-    return TokenLengths.load(path)
+    name = f"{split}/{_LENGTHS}"
+    storage, place = tokens.storage, tokens.storage.where(name)
+    try:
+        if storage.folder is not None:
+            found = file_sha256(storage.folder / name)
+        else:
+            data = storage.read_whole(name)
+            found = hashlib.sha256(data).hexdigest()
+    except OSError as error:
+        raise AtomasError(f"{place} cannot be read ({error.strerror or error}): tokenize again") from error
+    if found != tokens.index["lengths"][split]:
+        raise AtomasError(f"{place} is damaged: delete {storage} and tokenize again")
+    if storage.folder is not None:
+        return TokenLengths.load(storage.folder / name)
+    text, smiles = np.load(io.BytesIO(data), allow_pickle=False)
+    return TokenLengths(text=text, smiles=smiles)
 
 
 @dataclass(frozen=True, kw_only=True)

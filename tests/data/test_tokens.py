@@ -264,3 +264,17 @@ def test_the_command_tokenizes_as_runs_do(
     assert AtomasTokenizer.load(folder).fingerprint.startswith(folder.name.removeprefix("tokens-"))
     with pytest.raises(SystemExit):
         main(["data", "tokenize", str(tmp_path / "none"), "--tokenizer", "corpus"])
+
+
+def test_a_corpus_with_tokens_is_built_again_without_force(
+    tmp_path: Path, tokenizer: AtomasTokenizer
+) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text(
+        "SMILES\tdescription\n" + "".join(f"{'C' * n}O\tan alcohol of {n}\n" for n in range(1, 30))
+    )
+    out = tmp_path / "built"
+    main(["data", "build", str(pairs), "--out", str(out), "--workers", "1"])
+    tokenize_corpus(out, tokenizer)
+    main(["data", "build", str(pairs), "--out", str(out), "--workers", "1"])
+    assert open_tokens(Corpus.open(out), tokenizer) is None, "of the corpus before"
