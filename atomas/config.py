@@ -48,7 +48,7 @@ class DataConfig:
     """The corpus, and how it becomes batches."""
 
     corpus: str = "corpus"
-    """A folder that `atomas data build` or `atomas data demo` wrote."""
+    """A folder that `atomas data build` or `atomas data demo` wrote, or its address: `https://...`, `s3://bucket/...`."""
     train_split: str = "train"
     """Split that is trained on."""
     validation_split: str = "validation"
@@ -68,6 +68,20 @@ class DataConfig:
     tokens: Literal["use", "ignore"] = "use"
     """`use` reads what `atomas data tokenize` wrote, where the corpus has any, and refuses that of another tokenizer;
     `ignore` tokenizes while training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """How the shards of a corpus that lies elsewhere come to a node, and stay there."""
+
+    cache_dir: str = ""
+    """Folder on a disk of the node, shared by its processes; empty takes `atomas-shards-UID` where TMPDIR points to."""
+    cache_gib: float = 100.0
+    """Largest size of that folder in GiB. The shards that were not read for longest make room."""
+    timeout_seconds: float = 30.0
+    """A server that says nothing for so long is asked again."""
+    attempts: int = 6
+    """Requests in a row that bring nothing before a shard counts as unreadable; between them are growing pauses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +322,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     momentum: MomentumConfig = field(default_factory=MomentumConfig)
@@ -373,6 +388,9 @@ _LOWER_BOUNDS: dict[str, float] = {
     "data.max_smiles_tokens": 4,
     "data.window_blocks": 1,
     "data.num_workers": 0,
+    "storage.cache_gib": 1e-6,
+    "storage.timeout_seconds": 0.1,
+    "storage.attempts": 1,
     "model.d_model": 1,
     "model.d_kv": 1,
     "model.d_ff": 1,

@@ -28,13 +28,12 @@ def _run(args: argparse.Namespace) -> None:
     from atomas.config_file import load_config
 
     config = load_config(args.config, args.overrides)
-    from pathlib import Path
-
+    from atomas.data.storage import open_storage
     from atomas.errors import AtomasError
 
-    if not (
-        Path(config.data.corpus) / "index.json"
-    ).is_file():  # before torch is imported: seconds matter here
+    folder = open_storage(config.data.corpus, config.storage).folder
+    # before torch is imported: seconds matter here
+    if folder is not None and not (folder / "index.json").is_file():
         raise AtomasError(
             f"data.corpus = {config.data.corpus!r} is not a corpus (it has no index.json); "
             "make one with `atomas data build` or `atomas data demo`"

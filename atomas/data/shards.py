@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from atomas.config import StorageConfig
 from atomas.data.blocks import Block, BlockTable, Compression, member_suffix, pack, unpack
 from atomas.data.storage import Storage, open_storage
 from atomas.errors import AtomasError
@@ -262,12 +263,13 @@ class Corpus:
     splits: dict[str, "ShardedSplit"] = field(repr=False)
 
     @staticmethod
-    def open(location: Path | str) -> "Corpus":
-        """Read the index and check that every shard is there with its full size.
+    def open(location: Path | str, config: StorageConfig | None = None) -> "Corpus":
+        """Read the index, and check that every shard of a folder is there with its full size.
 
+        `location` is a folder or an address; `config` says how shards are fetched from one.
         Raises AtomasError if there is no corpus, one of another format, or one that lacks (part of) a shard.
         """
-        storage = open_storage(location)
+        storage = open_storage(location, config)
         index = _read_index(storage)
         try:
             splits = {

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 
+from atomas.config import StorageConfig
 from atomas.errors import AtomasError
 
 
@@ -102,6 +104,20 @@ class LocalFolder:
         return False
 
 
-def open_storage(location: Path | str) -> Storage:
-    """The storage that a corpus' location names."""
-    return LocalFolder(Path(location))
+def open_storage(location: Path | str, config: StorageConfig | None = None) -> Storage:
+    """The storage that a folder or an address (`file:`, `http(s)://`, `s3://`, ...) names.
+
+    Raises AtomasError for a scheme that is unknown or needs a package that is not installed.
+    """
+    if isinstance(location, Path) or not is_address(location):
+        return LocalFolder(Path(location))
+    if location.startswith("file:"):
+        return LocalFolder(Path(unquote(urlsplit(location).path)))
+    from atomas.data.remote import RemoteFolder
+
+    return RemoteFolder(location, config or StorageConfig())
+
+
+def is_address(location: str) -> bool:
+    """Whether a location names a scheme: a plain path does not."""
+    return "://" in location or location.startswith("file:")

@@ -18,7 +18,7 @@ def measured_lengths(directory: str, config: Config) -> PairLengths:
 
     Raises AtomasError if corpus or tokenizer cannot be read, or nothing is usable.
     """
-    corpus, split = Corpus.open(Path(directory)), config.data.train_split
+    corpus, split = Corpus.open(directory, config.storage), config.data.train_split
     with tempfile.TemporaryDirectory() as cache:
         tokenizer = resolve_tokenizer(config.tokenizer, corpus, Path(cache), split=split)
         tokens = open_tokens(corpus, tokenizer) if config.data.tokens == "use" else None

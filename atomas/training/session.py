@@ -72,7 +72,7 @@ class Session:
                 write_json(run.attempt_path / "deepspeed.json", deepspeed_config)
                 used = ", ".join(f"{op}: {name}" for op, name in active_backends(device).items())
                 logger.info("operators on %s: %s", device, used)
-        corpus = Corpus.open(Path(config.data.corpus))
+        corpus = Corpus.open(config.data.corpus, config.storage)
         if config.evaluation.every:
             corpus.split(
                 config.data.validation_split
