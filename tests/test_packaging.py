@@ -20,7 +20,11 @@ IMPORT_NAMES = {
     "rouge-score": "rouge_score",
     "kubeflow-trainer-api": "kubeflow_trainer_api",
 }
-TOOLS = {"ruff", "mypy", "pytest"}  # run, not imported
+TOOLS = {"ruff", "mypy", "pytest"} | {
+    "s3fs",
+    "flask",
+    "flask-cors",
+}  # run, not imported; imported by fsspec and moto
 
 
 def imports(folder: Path) -> set[str]:

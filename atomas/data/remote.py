@@ -153,7 +153,7 @@ def _check_protocol(protocol: str) -> None:
         ) from None
     except ImportError as error:
         raise AtomasError(
-            f"{protocol}:// needs a package that is not installed ({error}): pip install 'atomas[remote]'"
+            f"{protocol}:// needs a package that is not installed ({error}): pip install 'atomas[{protocol}]'"
         ) from None
 
 

@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("fsspec", reason="needs the extra `remote`")
-pytest.importorskip("aiohttp", reason="needs the extra `remote`")
-
 from atomas.config import StorageConfig
 from atomas.data import remote
 from atomas.data.shards import Corpus, ShardedSplit, ShardWriter, write_index
@@ -343,11 +340,11 @@ def test_a_damaged_index_cannot_name_files_outside_the_cache(config: StorageConf
 @pytest.fixture(scope="module")
 def s3(corpus: Corpus) -> Iterator[str]:
     """The corpus in a bucket of a real S3 server on loopback."""
-    pytest.importorskip("s3fs", reason="needs the extra `remote`")
-    server_module = pytest.importorskip("moto.server", reason="needs moto")
+    pytest.importorskip("s3fs", reason="needs the extra `s3`")
     import boto3
+    from moto.server import ThreadedMotoServer
 
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
