@@ -17,6 +17,7 @@ from atomas_launcher.backends import RENDERERS, render
 from atomas_launcher.errors import LaunchError
 from atomas_launcher.job import JobSpec, Rendered
 from atomas_launcher.profile import BACKENDS, ClusterProfile, Container, Kubernetes
+from atomas_launcher.runner import write_files
 from tests.launcher.conftest import HOSTILE
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -123,35 +124,87 @@ STAND_INS = {
     # each runs the words that follow its own options
     "srun": 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"',
     "mpirun": 'while [ "$1" != -hostfile ]; do shift; done; shift 2; exec "$@"',
+    "mpiexec": 'while [ "$1" != -f ]; do shift; done; shift 2; exec "$@"',
+    "ssh": 'exec bash -c "${!#}"',
+    "apptainer": 'printf "%s\\n" "$@" >"$IMAGE_RESULT"; while [ "${1%.sif}" = "$1" ]; do shift; done; shift; exec "$@"',
+    "docker": 'printf "%s\\n" "$@" >"$IMAGE_RESULT"; while [ "${1%.sif}" = "$1" ]; do shift; done; shift; exec "$@"',
+    "scontrol": "exit 1",
+    "qsub": "exit 1",
+    "module": 'printf "%s\\n" "$@" >>"$MODULE_RESULT"',
     # writes what reached it
     "py thon": 'printf "%s\\n" "$ODD" "$PWD" "$@" >"$RESULT"',
 }
+NASTY = "x $(touch pwned) `touch pwned` 'q' \"d\" ; touch pwned #"
 
 
-@pytest.mark.parametrize("backend", ["slurm", "pbs", "torchrun"])
-def test_scripts_do_not_act_on_hostile_names(backend: str, tmp_path: Path) -> None:
-    """A real shell runs the script; only srun, mpirun and the interpreter are stood in for."""
-    work, result = tmp_path / 'work "x" $(touch pwned)', tmp_path / "it's `a result`"
+@pytest.mark.parametrize("runtime", ["none", "apptainer", "docker"])
+@pytest.mark.parametrize(
+    "backend", ["local", "torchrun", "torchrun ssh", "slurm", "srun", "pbs", "mpi", "mpi mpich"]
+)
+def test_no_shell_acts_on_a_name(backend: str, runtime: str, tmp_path: Path) -> None:
+    """What a back end writes and runs is run; only schedulers, ssh and images are stood in for.
+
+    Every name that a user can choose holds what a shell would act on: the job's, its run's, its folders', arguments,
+    variables, modules, interfaces, scratch, image and binds.
+    """
+    kind, _, variant = backend.partition(" ")
+    work, result = tmp_path / f"work {NASTY}", tmp_path / "it's `a result`"
     work.mkdir()
     for name, body in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
-    value = "$(touch pwned) `touch pwned` 'q' \"d\" \\"
+    results = {
+        "RESULT": str(result),
+        "IMAGE_RESULT": str(tmp_path / "i"),
+        "MODULE_RESULT": str(tmp_path / "m"),
+    }
+    image = (
+        Container(runtime=runtime, image=f"/images/{NASTY}.sif", binds=(f"/{NASTY}",))
+        if runtime != "none"
+        else Container()
+    )  # type: ignore[arg-type]  # noqa: E501
+    has_script = kind in ("slurm", "pbs")
     hostile = job(
-        arguments=("train", *HOSTILE), nodes=1, gpus_per_node=1, python=str(tmp_path / "py thon"),
-        name="a'b $(touch pwned)", folder=tmp_path, working_directory=work,
-        run_directory=tmp_path / "run $(touch pwned)", environment={"ODD": value, "RESULT": str(result)}, inherited={},
+        arguments=("train", *HOSTILE), nodes=1, gpus_per_node=1, python=str(tmp_path / "py thon"), name=f"a'b {NASTY}",
+        folder=tmp_path / f"launch {NASTY}", working_directory=work, run_directory=tmp_path / f"run {NASTY}",
+        environment={"ODD": NASTY, **results}, inherited={}, restarts=1, preflight=kind == "slurm",
     )  # fmt: skip
-    rendered = render(hostile, ClusterProfile(backend=backend, device="cpu", hosts=("n1",)))  # type: ignore[arg-type]
-    (content,) = rendered.files.values()
-    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PBS_NODEFILE": os.devnull, "PBS_JOBID": "7"}
-    done = subprocess.run(
-        ["bash", "-c", content], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
-    )
+    site = ClusterProfile(
+        backend=kind, device="cpu", hosts=("n1",) if variant == "ssh" or kind == "mpi" else (),  # type: ignore[arg-type]
+        modules=(NASTY,) if has_script else (), interfaces=(NASTY, "lo"), scratch=f"/scratch/{NASTY}", container=image,
+        mpi="mpich" if variant == "mpich" else "openmpi", ssh_options=("-o", NASTY) if variant == "ssh" else (),
+        scheduler_options=(f"--comment={NASTY}",) if kind == "slurm" else (),
+    )  # fmt: skip
+    rendered = render(hostile, site)
+    write_files(rendered, hostile.folder)
+    environ = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PBS_NODEFILE": os.devnull,
+        "PBS_JOBID": "7",
+        **results,
+    }
+    environ |= {
+        "HOME": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+    }  # no profile of this host's: a login shell reads it
+    for command in rendered.commands:
+        words = list(command.arguments)
+        if has_script:  # the scheduler would run it
+            assert words[-1] == str(hostile.folder / next(iter(rendered.files)))
+            words = ["bash", words[-1]]
+        done = subprocess.run(
+            words, cwd=work, env={**environ, **command.environment, "PATH": environ["PATH"]}, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
     assert result.exists(), done.stderr
     lines = result.read_text(encoding="utf-8").splitlines()
-    assert lines[:2] == [value, str(work)]
-    assert lines[-len(HOSTILE) :] == list(HOSTILE)
+    assert lines[:2] == [NASTY, str(work)]
+    if "doctor" not in lines:  # of a restart's decision, the last that is run
+        assert lines[-len(HOSTILE) :] == list(HOSTILE)
+    if runtime != "none":
+        assert f"/images/{NASTY}.sif" in (tmp_path / "i").read_text(encoding="utf-8").splitlines()
+    if has_script:
+        assert (tmp_path / "m").read_text(encoding="utf-8").splitlines()[:2] == ["load", NASTY]
     assert not list(tmp_path.rglob("pwned"))
 
 
