@@ -5,6 +5,7 @@ output can be compared with a file.
 """
 
 import re
+import signal
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -90,6 +91,8 @@ class Command:
     """Never seen by a shell of ours."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to that of the submitting shell."""
+    stop_signal: int = signal.SIGTERM
+    """What asks it to end and leaves its ranks time to save."""
 
 
 @dataclass(frozen=True, kw_only=True)

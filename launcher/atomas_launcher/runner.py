@@ -72,8 +72,14 @@ def run_together(commands: Sequence[Command]) -> int:
     clean = {name: value for name, value in os.environ.items() if name not in outer}
     processes: list[subprocess.Popen[bytes]] = []
 
+    asked: list[int] = []
+
     def forward(number: int, _frame: FrameType | None) -> None:
-        _send(processes, number)
+        is_first = not asked
+        asked.append(number)
+        for process, command in zip(processes, commands, strict=False):  # whoever asks twice means it
+            is_polite = is_first and number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            _send([process], command.stop_signal if is_polite else number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
     try:

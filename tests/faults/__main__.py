@@ -9,6 +9,7 @@ import json
 import platform
 import sys
 import tempfile
+import traceback
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -46,8 +47,8 @@ def _play(fault: Fault, ground: Ground) -> dict[str, Any]:
         outcome = fault.play(ground)
     except CannotPlayError as reason:
         return {"result": "skipped", "why": str(reason)}
-    except AssertionError as error:
-        return {"result": "failed", "why": str(error)[-2000:]}
+    except AssertionError:
+        return {"result": "failed", "why": traceback.format_exc()[-3000:]}
     is_good = outcome.deviation == 0 and outcome.steps_lost <= fault.lost
     return {"result": "passed" if is_good else "failed", **dataclasses.asdict(outcome)}
 

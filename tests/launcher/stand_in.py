@@ -1,7 +1,8 @@
 """Stands in for `python -m atomas train`: standard library only, so that a launcher's own doings are tested in seconds.
 
 `stand_in.py RUN_DIRECTORY STEPS [MORE...]` takes 0.05 s a step, keeps the step across starts, writes where each rank
-stands and what it was given, saves and exits with 75 on SIGTERM, SIGUSR1 or a KILL file, and with 0 when done.
+stands and what it was given, saves and exits with 75 on SIGTERM, SIGUSR1, SIGHUP or a KILL file, and with 0 when done.
+A save takes as many seconds as STAND_IN_SAVES says.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ def main() -> int:
     """One rank."""
     run, steps = Path(sys.argv[1]), int(sys.argv[2])
     received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: received.append(number))
     placement = find_placement()
     attempts = run / "attempts"
@@ -40,6 +41,8 @@ def main() -> int:
             with (attempts / str(number) / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step}) + "\n")
         if received or (run / "KILL").exists():
+            time.sleep(float(os.environ.get("STAND_IN_SAVES", "0")))
+            (run / f"saved_{placement.rank}").touch()
             print(f"rank {placement.rank} saved at step {step}", flush=True)
             return 75
     return 0

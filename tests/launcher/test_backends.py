@@ -162,7 +162,7 @@ def test_no_shell_acts_on_a_name(backend: str, runtime: str, tmp_path: Path) -> 
         Container(runtime=runtime, image=f"/images/{NASTY}.sif", binds=(f"/{NASTY}",))
         if runtime != "none"
         else Container()
-    )  # type: ignore[arg-type]  # noqa: E501
+    )  # type: ignore[arg-type]
     has_script = kind in ("slurm", "pbs")
     hostile = job(
         arguments=("train", *HOSTILE), nodes=1, gpus_per_node=1, python=str(tmp_path / "py thon"), name=f"a'b {NASTY}",

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tests.distributed.cable import ADDRESSES, Cable
 from tests.launcher.conftest import HOSTILE, Launch
 from tests.launcher.ssh_hosts import PROGRAMS, ssh_servers
-from tests.launcher.test_starts import options, ranks
+from tests.launcher.test_starts import options, ranks, started, until
 
 ROOT_MAY = "environment: {OMPI_MCA_rmaps_base_oversubscribe: '1'}\n"
 """More processes than cores, perhaps."""
@@ -74,6 +75,21 @@ def test_on_this_host(launch: Launch, mpi: dict[str, str]) -> None:
     assert {each["environment"]["ODD"] for each in found} == {"$(touch pwned)"}
     assert found[0]["port"] == found[1]["port"] != 29500
     assert not list(launch.folder.rglob("pwned"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_ranks_have_time_to_save(launch: Launch, mpi: dict[str, str], number: int) -> None:
+    """Open MPI would kill them a second after SIGTERM, and Intel MPI's mpirun would leave them behind."""
+    profile = f"backend: mpi\nmpi: {mpi.pop('mpi')}\n{ROOT_MAY}"
+    given = options(launch, profile, 1000, "--env=STAND_IN_SAVES=3")
+    with started(launch, *given, environ=mpi) as process:
+        until(lambda: (launch.run / "step_1").exists() and (launch.run / "step_0").exists(), process)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert "rank 0 saved" in output + errors
+    assert "rank 1 saved" in output + errors
+    assert process.returncode == 75
 
 
 @pytest.fixture

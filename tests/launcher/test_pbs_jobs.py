@@ -98,7 +98,7 @@ def test_a_job_warns_itself_saves_and_submits_itself_again(pbs: Server) -> None:
 
 
 def test_cancel_lets_the_run_save_and_submits_nothing(pbs: Server) -> None:
-    job = pbs.submit(steps=2000)
+    job = pbs.submit("--env=STAND_IN_SAVES=3", steps=2000)
     pbs.until(pbs.trains, job)
     assert "asked qdel to end" in pbs("cancel", job)
     pbs.until(lambda: "Exit_status" in pbs("status", job), job)

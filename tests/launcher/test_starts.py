@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,12 @@ def until(condition: Callable[[], bool], process: "subprocess.Popen[str] | None"
 
 
 @contextlib.contextmanager
-def started(launch: Launch, *options: str) -> Iterator["subprocess.Popen[str]"]:
+def started(
+    launch: Launch, *options: str, environ: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[str]"]:
     """A launch that is left running; it and what it started end with the block."""
     process = subprocess.Popen(
-        launch.command(*options), cwd=launch.folder, env=launch.environment(), text=True, stdout=subprocess.PIPE,
+        launch.command(*options), cwd=launch.folder, env=launch.environment(environ), text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -148,6 +150,20 @@ def test_torchrun_over_ssh(launch: Launch, hosts: str, rendezvous: str) -> None:
     ]
     assert {each["environment"]["ODD"] for each in found} == {"$(touch pwned)"}
     assert [tuple(each["arguments"]) for each in found] == [HOSTILE, HOSTILE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_ranks_over_ssh_have_time_to_save(launch: Launch, hosts: str, number: int) -> None:
+    """ssh hands on nothing but its own end, which the other side hears as SIGHUP."""
+    profile = f"backend: torchrun\nrendezvous: static\n{hosts}"
+    given = options(launch, profile, 1000, "--nodes=2", "--env=STAND_IN_SAVES=2", count=1)
+    with started(launch, *given) as process:
+        until(lambda: (launch.run / "step_1").exists() and (launch.run / "step_0").exists(), process)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode != 0
+    until(lambda: all((launch.run / f"saved_{rank}").exists() for rank in (0, 1)))
 
 
 @pytest.mark.slow

@@ -190,3 +190,28 @@ def test_what_leaves_a_wrapping_queue_does_not_depend_on_the_order_in_the_batch(
     assert torch.equal(queues[0].molecule_id, queues[1].molecule_id)
     torch.testing.assert_close(queues[0].text, queues[1].text)
     torch.testing.assert_close(queues[0].smiles, queues[1].smiles)
+
+
+def test_ten_thousand_updates_are_the_closed_form(make_model: Any) -> None:
+    """Weights that move by less than bf16 can tell, followed at m = 0.995; a bf16 average of them stays behind.
+
+    With w_t = w_0 + t d and an average that begins at w_0: w_0 + d (n - m (1 - m^n) / (1 - m)).
+    """
+    steps, m, step = 10_000, 0.995, 1e-4
+    model = make_model(num_layers=1, num_decoder_layers=1, d_model=8, d_kv=4, d_ff=4, num_heads=2).to(
+        torch.bfloat16
+    )
+    momentum = Momentum(model.encoder, MomentumConfig(coefficient=m))
+    name = "encoder.backbone.t5.shared.weight"
+    masters = {key: value.detach().float() for key, value in model.named_parameters()}
+    before = masters[name].clone()
+    naive = before.bfloat16()
+    for number in range(1, steps + 1):
+        masters[name] = (before.double() + number * step).float()  # a running sum would round, too
+        momentum.update(masters)
+        naive.lerp_(masters[name].bfloat16(), 1 - m)
+    moved = step * (steps - m * (1 - m**steps) / (1 - m))
+    found = dict(momentum.named_parameters())[name]
+    assert found.dtype == torch.float32
+    assert_close(found - before, torch.full_like(before, moved), rtol=1e-4, atol=0)
+    assert float((naive.float() - before - moved).abs().max()) > 0.1 * moved

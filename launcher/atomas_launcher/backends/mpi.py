@@ -1,6 +1,7 @@
 """mpirun of Open MPI, Intel MPI or MPICH, with or without a file of hosts; inside an allocation it finds the nodes."""
 
 import shlex
+import signal
 
 from atomas_launcher.backends.torchrun import chosen_hosts
 from atomas_launcher.job import Command, JobSpec, Rendered
@@ -35,7 +36,8 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         *hosts,
         *in_container(worker_command(job, profile), job, profile),
     )
-    return Rendered(files=files, commands=(Command(arguments=arguments, environment=variables),))
+    command = Command(arguments=arguments, environment=variables, stop_signal=stop_signal(profile))
+    return Rendered(files=files, commands=(command,))
 
 
 def mpirun(job: JobSpec, profile: ClusterProfile, variables: tuple[str, ...]) -> list[str]:
@@ -48,5 +50,14 @@ def mpirun(job: JobSpec, profile: ClusterProfile, variables: tuple[str, ...]) ->
         # not bound to a core each: the loader's processes and OpenMP would share that one
         options = ["mpirun", "-np", total, "--map-by", f"ppr:{each}:node", "--bind-to", "none"]
         return [*options, *(word for name in variables for word in ("-x", name))]
-    program = "mpirun" if profile.mpi == "intelmpi" else "mpiexec"
+    # Intel MPI's mpirun is a shell script around the other, and dies of a signal without handing it on
+    program = "mpiexec.hydra" if profile.mpi == "intelmpi" else "mpiexec"
     return [program, "-n", total, "-ppn", each, "-genvlist", ",".join(variables)]
+
+
+def stop_signal(profile: ClusterProfile) -> signal.Signals:
+    """What this MPI's mpirun hands on to the ranks, and then waits for them.
+
+    Open MPI kills them a second after SIGTERM, and only forwards SIGUSR1; the others forward both.
+    """
+    return signal.SIGUSR1 if profile.mpi == "openmpi" else signal.SIGTERM

@@ -6,7 +6,7 @@ A script that has saved submits itself again: `qrerun` is for operators on many 
 import re
 import shlex
 
-from atomas_launcher.backends.mpi import mpirun
+from atomas_launcher.backends.mpi import mpirun, stop_signal
 from atomas_launcher.backends.slurm import after_failure, clock, kill_file_test, supervised, warned_time_limit
 from atomas_launcher.errors import LaunchError
 from atomas_launcher.job import Command, JobSpec, Rendered
@@ -51,7 +51,12 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         _PORT,
         *warning,
         "",
-        *supervised(command, [f"{kill_file_test(job)} && qsub {own}"], after_failure(job, profile)),
+        *supervised(
+            command,
+            [f"{kill_file_test(job)} && qsub {own}"],
+            after_failure(job, profile),
+            stop_signal(profile),
+        ),
     )
     return Rendered(files={SCRIPT: text}, commands=(Command(arguments=("qsub", str(job.folder / SCRIPT))),))
 

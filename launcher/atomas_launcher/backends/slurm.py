@@ -5,6 +5,7 @@ signal sent to itself (B:) and hands it to srun, which hands it to every task.
 """
 
 import shlex
+import signal
 
 from atomas_launcher.errors import LaunchError
 from atomas_launcher.job import Command, JobSpec, Rendered
@@ -52,13 +53,16 @@ def render_step(job: JobSpec, profile: ClusterProfile) -> Rendered:
     return Rendered(commands=(command,))
 
 
-def supervised(command: str, again: list[str], failed: str | None) -> list[str]:
+def supervised(
+    command: str, again: list[str], failed: str | None, stop: signal.Signals = signal.SIGTERM
+) -> list[str]:
     """Shell that runs a command, hands signals on to it, and reads its exit code.
 
     Args:
         command: quoted already.
         again: lines that start the job again, run where it has saved and been told to stop, and not been cancelled.
         failed: decides whether that is done after a failure as well; None: it is not.
+        stop: what the command is sent in place of SIGTERM.
     """
     is_wanted = f'[ "$status" -eq {RESUME_EXIT_CODE} ]'
     if failed is not None:
@@ -66,7 +70,7 @@ def supervised(command: str, again: list[str], failed: str | None) -> list[str]:
     return [
         "child= cancelled= status=",
         """trap '[ -z "$child" ] || kill -USR1 "$child"' USR1""",
-        """trap 'cancelled=yes; [ -z "$child" ] || kill -TERM "$child"' TERM""",
+        f"""trap 'cancelled=yes; [ -z "$child" ] || kill -{stop.name.removeprefix("SIG")} "$child"' TERM""",
         f"{command} &",
         "child=$!",
         "# a signal ends `wait` early, so until the command itself has ended",
