@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from atomas.config import RunConfig
+from atomas.distributed.rank_zero_store import meeting_store
 from atomas.errors import AtomasError
 from atomas_launcher.placement import Placement, PlacementError, find_placement
 
@@ -62,13 +63,12 @@ def process_group(run: RunConfig) -> Iterator[tuple[Placement, torch.device]]:
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            # one process needs no port, and so cannot collide with another run on this host
-            store=dist.HashStore() if placement.world_size == 1 else None,
+            store=meeting_store(placement),
             rank=placement.rank,
             world_size=placement.world_size,
             timeout=timedelta(seconds=run.collective_timeout_seconds + _WATCHDOG_FIRST),
         )
-    except (RuntimeError, dist.DistError) as error:
+    except (OSError, RuntimeError, dist.DistError) as error:
         raise AtomasError(
             f"rank {placement.rank} cannot meet the others at {placement.address}:{placement.port}: {error}"
         ) from None

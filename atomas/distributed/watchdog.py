@@ -28,6 +28,7 @@ import torch.distributed as dist
 from atomas.config import RunConfig
 from atomas.distributed.agreement import from_rank_zero
 from atomas.distributed.flight_recorder import COMMUNICATING, FlightRecorder, raised_in
+from atomas.distributed.rank_zero_store import connect, listen
 from atomas.errors import AtomasError
 from atomas.phases import observed_by
 from atomas_launcher.placement import Placement
@@ -189,11 +190,11 @@ class Watchdog:
         patience = timedelta(seconds=self._silence)
         address = placement.address
         if self._rank == 0:
-            self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=patience)
+            self._store = listen(placement, 0, patience)
         port = from_rank_zero(self._store.port if self._rank == 0 else None)
         if self._rank != 0:
             try:
-                self._store = dist.TCPStore(address, port, wait_for_workers=False, timeout=patience)
+                self._store = connect(placement, port, patience)
             except RuntimeError as error:
                 raise AtomasError(
                     f"rank {self._rank} cannot reach the watchdog of rank 0 at {address}:{port}; "

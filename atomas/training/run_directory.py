@@ -91,9 +91,7 @@ class RunDirectory:
 
 
 class StopSignal:
-    """SIGTERM, SIGINT, SIGUSR1 and SIGHUP only set a flag: the ranks agree on it at the next step boundary.
-
-    SIGHUP is what the other end of a lost or ended ssh is sent.
+    """SIGTERM, SIGINT and SIGUSR1 only set a flag: the ranks agree on it at the next step boundary.
 
     A handler that saved at once would wait in a collective for ranks that have not been signalled.
     A second SIGINT interrupts at once, for a person at a terminal.
@@ -105,7 +103,7 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         self._before = {
             number: signal.signal(number, self._handle)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
         }
         return self
 

@@ -3,7 +3,7 @@
 A page holds `<!-- NAME -->` and `<!-- /NAME -->`; what stands between is replaced by a table of the
 retrieval reports in `docs/results/NAME/`, one per run, or of the operator benchmark
 `docs/results/NAME.json`, or, for NAME_memory, of the memory in it; step-NAME stands for the step benchmark
-`docs/results/step/NAME.json`, distributed-NAME and plan-NAME for those in
+`docs/results/step/NAME.json`, faults for the suite of faults, distributed-NAME and plan-NAME for those in
 `docs/results/distributed/`. `--check` only compares.
 """
 
@@ -26,6 +26,7 @@ PAGES = (
     "docs/distributed.md",
     "docs/training.md",
     "docs/step.md",
+    "docs/reliability.md",
     "docs/results/README.md",
 )
 RESULTS = Path("docs/results")
@@ -63,6 +64,8 @@ def render_page(text: str, results: Path) -> str:
             table = step_tables(_read(results / "step" / f"{name.removeprefix('step-')}.json"))
         elif name == "momentum_forward":
             table = momentum_forward_table(_read(results / f"{name}.json"))
+        elif name == "faults":
+            table = fault_table(_read(results / "faults.json"))
         elif name == "batch-size":
             table = batch_size_table(_read(results / "distributed" / "batch_size.json"))
         elif name.startswith("distributed-"):
@@ -110,6 +113,36 @@ def batch_size_table(report: Mapping[str, Any]) -> str:
         for row in report["rows"]
     ]
     return "\n".join(lines)
+
+
+def fault_table(report: Mapping[str, Any]) -> str:
+    """Markdown of a report of `python -m tests.faults`: a row per fault, then how it was made."""
+    lines = [
+        "| fault | what happened | started with | started again by | steps lost | s to notice | s to train again |",
+        "|---|---|---|---|---:|---:|---:|",
+    ]
+    untold = []
+    for name, row in report["faults"].items():
+        if row["result"] == "skipped":
+            untold.append(f"{name} ({row['why']})")
+            continue
+        if row["result"] == "failed":
+            lines.append(f"| {name} | **did not go on as it should** | | | | | |")
+            continue
+        happened = row["happened"].replace("|", "\\|")
+        lines.append(
+            f"| {name} | {happened} | {row['start']} | {row['again']} | {row['steps_lost']} | "
+            f"{row['detect_seconds']:.0f} | {row['resume_seconds']:.0f} |"
+        )
+    worst = max((row["deviation"] for row in report["faults"].values() if "deviation" in row), default=0.0)
+    told = (
+        f"Largest relative difference of any loss from the undisturbed run's: {worst:g}. {report['ranks']} ranks, "
+        f"{report['steps']} steps, a checkpoint every {report['checkpoint_every']}, "
+        f"run.silence_timeout_seconds = {report['silence_timeout_seconds']}; {report['host']}, {report['date']}."
+    )
+    if untold:
+        told += f" Not played there: {'; '.join(untold)}."
+    return "\n".join([*lines, "", told])
 
 
 def momentum_forward_table(report: Mapping[str, Any]) -> str:

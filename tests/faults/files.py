@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.faults.ground import Ground, Run, needs
 from tests.faults.outcome import CannotPlayError, Outcome, fault
-from tests.faults.ranks import LOCAL
+from tests.faults.ranks import LOCAL, in_short
 
 
 def newest_is_damaged(ground: Ground, name: str, damage: Callable[[Path], None]) -> Outcome:
@@ -110,7 +110,7 @@ def disk_full(ground: Ground) -> Outcome:
             resumed = again.trains(2)
             again.ends(0)
             return again.outcome(
-                happened=re.sub(r" \(\S+\)", "", happened).replace(f"{disk}/", ""), start=LOCAL,
+                happened=in_short(happened).replace(f"{disk}/", ""), start=LOCAL,
                 again="the same command, when there was room", struck=struck, detected=detected,
                 by_hand=again.started, resumed=resumed,
             )  # fmt: skip

@@ -24,15 +24,19 @@ def recovered(run: Run, struck: float, *, start: str) -> Outcome:
     run.ends(0)
     found = re.search(r"failed: (.*); started again in", run.text())
     assert found is not None
-    happened = re.sub(r" \(\S+\)", "", found.group(1))  # of which host is of no interest here
     return run.outcome(
-        happened=happened,
+        happened=in_short(found.group(1)),
         start=start,
         again="the launcher",
         struck=struck,
         detected=detected,
         resumed=resumed,
     )
+
+
+def in_short(story: str) -> str:
+    """Without hosts, which are all this one here, and without where gloo's sources were compiled."""
+    return re.sub(r" \(\S+\)|\[/\S+\] |\. This is typically caused.*", "", story)
 
 
 @fault("kill -9 of rank 0")

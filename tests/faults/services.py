@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.distributed.cable import ADDRESSES, Cable
 from tests.faults.ground import Ground, Run, needs
 from tests.faults.outcome import CannotPlayError, Outcome, fault
-from tests.faults.ranks import STRIKES_AT, recovered
+from tests.faults.ranks import STRIKES_AT, in_short, recovered
 from tests.launcher.slurm_cluster import missing_programs, slurm_cluster
 from tests.launcher.ssh_hosts import PROGRAMS, ssh_servers
 
@@ -112,7 +112,7 @@ def slurm_kill(ground: Ground) -> Outcome:
         resumed = run.trains(2)
         run.until(lambda: "COMPLETED" in cluster.state(job), "the end of the job")
         return run.outcome(
-            happened=re.sub(r" \(\S+\)", "", run.story()), start="Slurm, 2 nodes", again="the job itself",
+            happened=in_short(run.story()), start="Slurm, 2 nodes", again="the job itself",
             struck=struck, detected=detected, resumed=resumed,
         )  # fmt: skip
 
@@ -176,7 +176,7 @@ def cut_link(ground: Ground) -> Outcome:
         resumed = run.trains(2)
         run.ends(0)
         return run.outcome(
-            happened=re.sub(r" \(\S+\)", "", run.story()), start="torchrun over ssh, 2 network namespaces",
+            happened=in_short(run.story()), start="torchrun over ssh, 2 network namespaces",
             again="the launcher, when the link was mended", struck=struck, detected=detected, resumed=resumed,
         )  # fmt: skip
 

@@ -155,7 +155,7 @@ def test_torchrun_over_ssh(launch: Launch, hosts: str, rendezvous: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_ranks_over_ssh_have_time_to_save(launch: Launch, hosts: str, number: int) -> None:
-    """ssh hands on nothing but its own end, which the other side hears as SIGHUP."""
+    """The client of ssh hands on nothing but its own end, which the other side hears as SIGHUP."""
     profile = f"backend: torchrun\nrendezvous: static\n{hosts}"
     given = options(launch, profile, 1000, "--nodes=2", "--env=STAND_IN_SAVES=2", count=1)
     with started(launch, *given) as process:
