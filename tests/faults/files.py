@@ -38,7 +38,7 @@ def attempt_log(run: Run, attempt: int) -> str:
     return ""
 
 
-@fault("a bit of a checkpoint file flipped", is_quick=True)
+@fault("a bit of a checkpoint file flipped")
 def bit_flip(ground: Ground) -> Outcome:
     def flip(checkpoint: Path) -> None:
         path = checkpoint / "shards" / "rank_0001.safetensors"

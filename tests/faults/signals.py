@@ -34,7 +34,7 @@ def term_in_first_step(ground: Ground) -> Outcome:
     return saves_and_goes_on(ground, "term_first", "term 1 first-step")
 
 
-@fault("SIGTERM to rank 0 while it waits for data", lost=0, is_quick=True)
+@fault("SIGTERM to rank 0 while it waits for data", lost=0)
 def term_in_data_wait(ground: Ground) -> Outcome:
     return saves_and_goes_on(ground, "term_data", "term 0 4")
 
