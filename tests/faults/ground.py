@@ -55,6 +55,7 @@ class Ground:
         *options: str,
         profile: str = "",
         fault: str = "",
+        in_every_attempt: bool = False,
         train: Sequence[str] = (),
         runs: Path | None = None,
         environ: Mapping[str, str] | None = None,
@@ -67,7 +68,8 @@ class Ground:
             name: of the run; the same name again continues it.
             options: of `atomas launch`; two processes on this host without any.
             profile: further lines of the cluster's profile.
-            fault: what `faulty_rank` is told, in the run's first attempt alone.
+            fault: what `faulty_rank` is told, in the run's first attempt alone
+            in_every_attempt: or in each.
             train: options of `atomas train`.
             runs: folder of the run, in which it is a folder of its name.
             environ: further variables of the launcher.
@@ -75,7 +77,7 @@ class Ground:
             corpus: another one than the ground's.
         """
         folder = (runs or self.folder / "runs") / name
-        python = self._interpreter(folder, fault)
+        python = self._interpreter(folder, fault, in_every_attempt)
         cluster = self.folder / f"{name}.yaml"
         cluster.write_text(f"python: {python}\ndevice: cpu\n{profile}", encoding="utf-8")
         clean = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_VARIABLES)}
@@ -108,11 +110,13 @@ class Ground:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def _interpreter(self, run: Path, fault: str) -> Path:
-        """A python that plays the fault in the run's first attempt."""
+    def _interpreter(self, run: Path, fault: str, in_every_attempt: bool) -> Path:
+        """A python that plays the fault."""
         path = self.folder / f"{run.name}.python"
         real = shlex.quote(sys.executable)
-        condition = f'[ "$2" = atomas ] && [ "$3" = train ] && [ ! -e {shlex.quote(str(run))}/attempts/1 ]'
+        condition = '[ "$2" = atomas ] && [ "$3" = train ]'
+        if not in_every_attempt:
+            condition += f" && [ ! -e {shlex.quote(str(run))}/attempts/1 ]"
         strike = f'if {condition}; then exec {real} -m tests.distributed.faulty_rank {fault} "${{@:3}}"; fi\n'
         path.write_text(
             f'#!/bin/bash\n{strike if fault else ""}exec {real} "$@"\n',

@@ -26,3 +26,16 @@ def test_the_run_goes_on_to_the_same_losses(ground: Ground, fault: Fault) -> Non
         pytest.skip(str(reason))
     assert outcome.deviation == 0
     assert outcome.steps_lost <= fault.lost
+
+
+@pytest.mark.slow
+def test_what_fails_twice_alike_is_not_tried_a_third_time(ground: Ground) -> None:
+    """An error that comes again after the same step, by the same rank: three restarts are allowed, one is made."""
+    options = ("--gpus-per-node=2", "--restarts=3")
+    with ground.run(
+        "again", *options, fault="raise 1 4", in_every_attempt=True, train=["--checkpoint.every=0"]
+    ) as run:
+        run.ends(1)
+        assert "not started again: it failed twice alike, after step 3: rank 1" in run.text()
+        assert "shard 7 is broken" in run.text()
+        assert sorted(path.name for path in (run.folder / "attempts").iterdir()) == ["1", "2"]
