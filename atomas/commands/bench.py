@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from atomas.benchmarks import batch_size
+from atomas.benchmarks.data import command as data_command
 from atomas.benchmarks.distributed import command as distributed_command
 from atomas.benchmarks.step import command as step_command
 from atomas.errors import AtomasError
@@ -66,6 +67,15 @@ def register(subparsers: Any) -> None:
     )
     distributed_command.add_arguments(distributed)
     distributed.set_defaults(run=distributed_command.run)
+    data = kinds.add_parser(
+        "data",
+        help="pairs per second of the data stream beside other libraries",
+        description=data_command.DESCRIPTION,
+        epilog=f"Example:\n  atomas bench data {data_command.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data_command.add_arguments(data)
+    data.set_defaults(run=data_command.run)
     compare = kinds.add_parser(
         "compare",
         help="what became slower or faster between two reports",
@@ -148,11 +158,14 @@ def _compare(args: argparse.Namespace) -> None:
 def _render(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from atomas.viz.data_benchmark import render_data_report
     from atomas.viz.kernel_benchmarks import read_report, render_report
     from atomas.viz.step_benchmark import render_step_report
 
     reports = {name: read_report(Path(name)) for name in args.files}
     for name, report in reports.items():
-        draw = render_step_report if report.get("benchmark") == "step" else render_report
+        draw = {"step": render_step_report, "data": render_data_report}.get(
+            report.get("benchmark", ""), render_report
+        )
         for path in draw(report, Path(args.out), Path(name).stem):
             print(path)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -69,6 +70,14 @@ class PairBatch:
     def __len__(self) -> int:
         """Return b, the number of pairs."""
         return len(self.sample_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes a batch is a few short arrays: seven tensors in shared memory take ten times as long."""
+        tensors = (
+            self.text.ids, self.text.lengths, self.smiles.ids, self.smiles.lengths,
+            self.molecule_id, self.text_id, self.sample_id,
+        )  # fmt: skip
+        return _unpack_batch, tuple(_narrow(tensor.numpy()) for tensor in tensors)
 
     def to(self, device: torch.device | str) -> "PairBatch":
         """The same batch on `device`; asynchronous from pinned memory."""
@@ -178,6 +187,25 @@ def collate_pairs(pairs: Sequence[TokenizedPair]) -> PairBatch:
         molecule_id=torch.tensor([pair.molecule_id for pair in pairs], dtype=torch.int64),
         text_id=torch.tensor([pair.text_id for pair in pairs], dtype=torch.int64),
         sample_id=torch.tensor([pair.sample_id for pair in pairs], dtype=torch.int64),
+    )
+
+
+def _narrow(values: NDArray[np.int64]) -> NDArray[Any]:
+    """The same numbers in two bytes each, where they fit."""
+    fits = values.size == 0 or (values.min() >= 0 and values.max() < 2**16)
+    return values.astype(np.uint16) if fits else values
+
+
+def _unpack_batch(*arrays: NDArray[Any]) -> PairBatch:
+    text, text_lengths, smiles, smiles_lengths, molecule_id, text_id, sample_id = (
+        torch.from_numpy(array.astype(np.int64)) for array in arrays
+    )
+    return PairBatch(
+        text=RaggedTokens(ids=text, lengths=text_lengths),
+        smiles=RaggedTokens(ids=smiles, lengths=smiles_lengths),
+        molecule_id=molecule_id,
+        text_id=text_id,
+        sample_id=sample_id,
     )
 
 

@@ -1,6 +1,7 @@
 """Ragged batches: nothing lost, nothing padded; groups of like length are the best under their budget."""
 
 import hashlib
+import pickle
 from collections.abc import Sequence
 
 import torch
@@ -68,3 +69,16 @@ def test_groups_are_split_until_there_are_enough(sizes: list[int], count: int) -
     assert len(parts) == max(len(groups), min(count, sum(sizes)))
     assert torch.cat(parts).tolist() == list(range(sum(sizes)))
     assert all(len(part) > 0 for part in parts)
+
+
+def test_a_batch_between_processes_is_the_same() -> None:
+    batch = collate(RECORDS, CharacterTokenizer(), sample_ids=[7, 8, 2**40])
+    copy = pickle.loads(pickle.dumps(batch))
+    for one, other in (
+        (batch.text.ids, copy.text.ids), (batch.text.lengths, copy.text.lengths),
+        (batch.smiles.ids, copy.smiles.ids), (batch.smiles.lengths, copy.smiles.lengths),
+        (batch.molecule_id, copy.molecule_id), (batch.text_id, copy.text_id), (batch.sample_id, copy.sample_id),
+    ):  # fmt: skip
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    assert len(pickle.dumps(collate(RECORDS * 500, CharacterTokenizer()))) < 1500 * (2 * 12 + 2 * 4 + 40)

@@ -1,0 +1,75 @@
+"""The data stream beside other libraries as a picture and a table, from reports of `atomas bench data`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from atomas.errors import AtomasError
+
+_TITLES = {"tokens": "already tokenized", "text": "tokenized on the way"}
+
+
+def throughput_table(report: Mapping[str, Any]) -> str:
+    """Markdown: a row for each library, pairs per second and processor time of both modes."""
+    rows = {(row["op"], row["provider"]): row for row in report["rows"]}
+    names = list(dict.fromkeys(row["provider"] for row in report["rows"]))
+    lines = [
+        "| | already tokenized, pairs/s | CPU, us/pair | tokenized on the way, pairs/s | CPU, us/pair |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    reasons = []
+    for name in names:
+        cells = []
+        for mode in _TITLES:
+            row = rows.get((mode, name))
+            if row is None or row["status"] != "ok":
+                cells += ["-", "-"]
+                if row is not None:
+                    reasons.append(f"{name}, {_TITLES[mode]}: {row['reason']}.")
+                continue
+            own, others = row["own_cpu_us_per_pair"], row["worker_cpu_us_per_pair"]
+            cells += [
+                f"{row['pairs_per_second']['p50']:,.0f}",
+                f"{own:.1f}" + (f" + {others:.1f} in the worker" if others else ""),
+            ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{report['pairs']:,} pairs ({report['corpus']}), {report['tokens_per_pair']:.0f} tokens a pair, batches of "
+        f"{report['rows'][0]['batch']}, one core of {report['machine']['processor']}.",
+        *dict.fromkeys(reasons),
+    ]
+    return "\n".join(lines)
+
+
+def render_data_report(report: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
+    """Write NAME.md and NAME.png; returns their paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AtomasError(f"{folder} cannot be written: {error.strerror}") from error
+    table, picture = folder / f"{name}.md", folder / f"{name}.png"
+    table.write_text(throughput_table(report) + "\n", encoding="utf-8")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
+    for axis, (mode, title) in zip(axes, _TITLES.items(), strict=True):
+        rows = [row for row in report["rows"] if row["op"] == mode and row["status"] == "ok"]
+        rows.sort(key=lambda row: -row["pairs_per_second"]["p50"])
+        for place, row in enumerate(rows):
+            rate = row["pairs_per_second"]
+            ours = row["provider"].startswith("atomas")
+            axis.barh(place, rate["p50"], color="tab:green" if ours else "tab:gray", height=0.7)
+            axis.plot([rate["p20"], rate["p80"]], [place, place], color="black", linewidth=1)
+            axis.text(rate["p80"], place, f"  {rate['p50']:,.0f}", va="center", fontsize=8)
+        axis.set_yticks(range(len(rows)), [row["provider"] for row in rows], fontsize=8)
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.set_xlim(0, 1.2 * max((row["pairs_per_second"]["p80"] for row in rows), default=1))
+        axis.set_xlabel("pairs/s", fontsize=8)
+        axis.set_title(title, fontsize=9)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
+    return [table, picture]
