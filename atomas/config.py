@@ -299,8 +299,16 @@ class CheckpointConfig:
 
     every: int = 500
     """Steps between two checkpoints; the last step is always saved. 0 saves only the last."""
+    asynchronous: bool = True
+    """Write while training goes on, from a copy in host memory; the last checkpoint of a run is waited for. Off: every
+    rank waits until a checkpoint is published."""
     keep_last: int = 2
     """Newest checkpoints that are kept; the best one is kept besides."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this are kept for ever; 0 keeps none for that reason."""
+    failures_allowed: int = 3
+    """Checkpoints in a row that may fail, as on a full disk, before the run ends; each failure is one line in the log,
+    and the next checkpoint tries again. The last checkpoint of a run must not fail."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues the newest good checkpoint of the run; `never` refuses a run folder that has one."""
 
@@ -417,6 +425,8 @@ _LOWER_BOUNDS: dict[str, float] = {
     "training.log_every": 1,
     "checkpoint.every": 0,
     "checkpoint.keep_last": 1,
+    "checkpoint.keep_every": 0,
+    "checkpoint.failures_allowed": 0,
     "evaluation.every": 0,
     "evaluation.max_pairs": 2,
 }

@@ -2,7 +2,7 @@
 
 import contextlib
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,14 @@ def any_rank(flag: bool, device: torch.device) -> bool:
         return flag
     vote = torch.tensor([int(flag)], device=device)
     return bool(all_reduce(vote, "vote", dist.ReduceOp.MAX).item())
+
+
+def each_of_any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """`any_rank` of several flags at once."""
+    if world_size() == 1:
+        return list(flags)
+    votes = torch.tensor([int(flag) for flag in flags], device=device)
+    return [bool(vote) for vote in all_reduce(votes, "votes", dist.ReduceOp.MAX).tolist()]
 
 
 def from_rank_zero(value: Any) -> Any:

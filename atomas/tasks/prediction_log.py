@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from atomas.errors import AtomasError
-from atomas.training.checkpoint import write_json
+from atomas.json_files import write_json
 
 
 class PredictionLog:

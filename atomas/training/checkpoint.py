@@ -1,9 +1,9 @@
 """Checkpoints that exist whole or not at all.
 
-A checkpoint is written into `step_N.partial`, every rank its part; after a barrier rank 0 writes `manifest.json`
-with the size and SHA-256 of every file and renames the folder to `step_N`. So a folder of that name is complete,
-whenever the run was killed. Nothing of it is DeepSpeed's, whose files belong to one world size and one ZeRO stage, and
-whose save leaves the other ranks waiting where one cannot write.
+A checkpoint is written into `step_N.partial`; when all files are there and on the disk, `manifest.json` with the size
+and SHA-256 of every one is added and the folder is renamed to `step_N`. So a folder of that name is complete, whenever
+the run was killed. Nothing of it is DeepSpeed's, whose files belong to one world size and one ZeRO stage, and nothing
+is a pickle. `snapshot` says what is written, `saver` when.
 
     step_00000100/manifest.json     what is in here
                   trainer.json      step, position in the data, fingerprints, metrics
@@ -17,76 +17,70 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-import torch
-
-from atomas.distributed.agreement import from_rank_zero, together
+from atomas.distributed.agreement import from_rank_zero
 from atomas.distributed.collectives import rank
 from atomas.errors import AtomasError
-from atomas.json_files import write_json
+from atomas.training.tensor_files import sha256, to_disk
 
 FORMAT = "atomas-checkpoint/1"
+MANIFEST = "manifest.json"
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    write_part: Callable[[Path], None],
-    write_rest: Callable[[Path], None],
-    *,
-    device: torch.device,
-) -> Path:
-    """Publish `folder/step_N`, on all ranks.
+class FileEntry(TypedDict):
+    """What the manifest says of a file."""
 
-    Args:
-        folder: the run's `checkpoints` folder.
-        step: optimizer steps done.
-        write_part: writes this rank's files below the path it is given; called on every rank, not collective.
-        write_rest: called on rank 0 when all parts are there, which it may read.
-        device: where the process group's tensors live.
+    bytes: int
+    sha256: str
+
+
+def file_entries(paths: Mapping[str, Path]) -> dict[str, FileEntry]:
+    """Force files to the disk, and read size and hash back from there.
 
     Raises:
-        AtomasError: a rank could not write; the unfinished folder is removed and older checkpoints stay.
+        OSError: one cannot be read.
     """
-    final = folder / f"step_{step:08d}"
-    partial = folder / f"step_{step:08d}.partial"
-    if final.exists():
-        return final
-    with together("preparing the checkpoint", device):
-        if rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-    try:
-        with together(f"writing checkpoint {final.name}", device):
-            write_part(partial)
-        with together(f"completing checkpoint {final.name}", device):
-            if rank() == 0:
-                write_rest(partial)
-        with together(f"publishing checkpoint {final.name}", device):
-            if rank() == 0:
-                publish(partial, final, step)
-    except Exception:
-        if rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return final
+    for path in paths.values():
+        to_disk(path)
+    return {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in paths.items()}
 
 
-def publish(partial: Path, final: Path, step: int) -> None:
-    """Make the files in `partial` the checkpoint `final`: manifest, then rename. One process."""
-    files = {}
-    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        files[path.relative_to(partial).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    write_json(partial / "manifest.json", {"format": FORMAT, "step": step, "files": files})
+def files_below(folder: Path) -> dict[str, Path]:
+    """Path of every file by its name relative to `folder`."""
+    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def publish(partial: Path, final: Path, step: int, known: Mapping[str, FileEntry] | None = None) -> None:
+    """Make the files in `partial` the checkpoint `final`: manifest, then rename. One process.
+
+    `known` holds entries of files that whoever wrote them has read back already.
+
+    Raises:
+        OSError: a file cannot be written, or has another size than is known.
+    """
+    paths = files_below(partial)
+    files = dict(known or {})
+    for name, entry in files.items():
+        if name not in paths or paths[name].stat().st_size != entry["bytes"]:
+            raise OSError(f"{partial / name} is not there as its rank has written it; is the folder shared?")
+    files |= file_entries({name: path for name, path in paths.items() if name not in files})
+    manifest = partial / MANIFEST
+    manifest.write_text(_manifest(step, files), encoding="utf-8")
+    to_disk(manifest)
     partial.rename(final)
     parent = os.open(final.parent, os.O_RDONLY)
     os.fsync(parent)  # the rename itself must survive a power cut
     os.close(parent)
+
+
+def _manifest(step: int, files: Mapping[str, FileEntry]) -> str:
+    """The text of a manifest: the only one for its content, with a digest of its own."""
+    content = {"format": FORMAT, "step": step, "files": {name: files[name] for name in sorted(files)}}
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps(content | {"digest": digest}, indent=1) + "\n"
 
 
 def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
@@ -96,13 +90,23 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
         AtomasError: names the first file that is missing, has another size or other content.
     """
     try:
-        manifest: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        text = (checkpoint / MANIFEST).read_text(encoding="utf-8")
+        manifest: dict[str, Any] = json.loads(text)
     except FileNotFoundError:
-        raise AtomasError(f"{checkpoint} is not a checkpoint: it has no manifest.json") from None
+        raise AtomasError(f"{checkpoint} is not a checkpoint: it has no {MANIFEST}") from None
     except (OSError, ValueError) as error:
-        raise AtomasError(f"{checkpoint}/manifest.json cannot be read: {error}") from None
+        raise AtomasError(
+            f"checkpoint {checkpoint.name} is damaged: {checkpoint / MANIFEST}: {error}"
+        ) from None
     if manifest.get("format") != FORMAT:
-        raise AtomasError(f"{checkpoint}/manifest.json has format {manifest.get('format')!r}, not {FORMAT!r}")
+        raise AtomasError(
+            f"checkpoint {checkpoint.name}: {checkpoint / MANIFEST} has format {manifest.get('format')!r}, "
+            f"not {FORMAT!r}"
+        )
+    if text != _manifest(manifest.get("step", 0), manifest.get("files", {})):
+        raise AtomasError(
+            f"checkpoint {checkpoint.name} is damaged: {checkpoint / MANIFEST} has changed since it was written"
+        )
     for name, entry in manifest["files"].items():
         path = checkpoint / name
         if not path.is_file():
@@ -113,7 +117,7 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
                 f"not {entry['bytes']}"
             )
         try:
-            changed = _sha256(path) != entry["sha256"]
+            changed = sha256(path) != entry["sha256"]
         except OSError as error:
             raise AtomasError(f"checkpoint {checkpoint.name} cannot be read: {error}") from None
         if changed:
@@ -128,13 +132,23 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step_????????") if p.is_dir()), reverse=True)
 
 
+def checkpoint_name(step: int) -> str:
+    """Folder of the checkpoint of a step."""
+    return f"step_{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that a checkpoint has seen, from its name."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def resolve_checkpoint(path: Path, *, best: bool = False) -> Path:
     """A checkpoint's folder, or a run folder whose newest checkpoint (or the one that BEST names) is meant.
 
     Raises:
         AtomasError: there is none.
     """
-    if (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file():
         return path.resolve()
     if not path.is_dir():
         raise AtomasError(f"checkpoint {path} does not exist")
@@ -180,9 +194,11 @@ def newest_good_checkpoint(folder: Path, latest: str | None, warn: Callable[[str
     return None if chosen is None else Path(chosen)
 
 
-def prune_checkpoints(folder: Path, keep_last: int, best: Path | None) -> None:
-    """Remove all but the newest `keep_last` and the best one; call on rank 0."""
+def prune_checkpoints(folder: Path, *, keep_last: int, keep_every: int, best: Path | None) -> None:
+    """Remove all but the newest `keep_last`, the best one and those of every `keep_every`-th step; one process."""
     for old in list_checkpoints(folder)[keep_last:]:
+        if keep_every and step_of(old) % keep_every == 0:
+            continue
         if best is None or old.resolve() != best.resolve():
             # first out of the name that means "complete": a removal that is cut off leaves nothing that looks whole
             doomed = old.with_name(f"{old.name}.removed")
@@ -215,8 +231,3 @@ def _choose(folder: Path, latest: str | None, warn: Callable[[str], None]) -> tu
             "run.name"
         )
     return None, None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

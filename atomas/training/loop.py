@@ -7,7 +7,7 @@ from torch import Tensor
 
 from atomas.config import Config
 from atomas.data.batching import PairBatch
-from atomas.distributed.agreement import any_rank
+from atomas.distributed.agreement import any_rank, each_of_any_rank
 from atomas.distributed.process_group import process_group
 from atomas.distributed.watchdog import Watchdog, watch
 from atomas.phases import phase
@@ -56,6 +56,7 @@ def _run_steps(session: Session, stop: StopSignal, instruments: Instruments, wat
     if any_rank(session.placement.rank == 0 and run.kill_requested(), device):
         logger.warning("%s exists: remove it to go on", run.path / "KILL")
         return RESUME_EXIT_CODE
+    session.saver.report = lambda saved: records.write("checkpoint", saved.step, saved.record())
     batches = iter(session.batches())
     session.engine.train()
     meter.begin()
@@ -70,15 +71,23 @@ def _run_steps(session: Session, stop: StopSignal, instruments: Instruments, wat
 
         last = session.step == total
         evaluating = config.evaluation.every > 0 and (last or session.step % config.evaluation.every == 0)
-        improved = _evaluate(session, records) if evaluating else False
+        best_score = _evaluate(session, records) if evaluating else None
         # Votes, so that no rank saves or stops alone: a signal may reach only one of them.
         is_rank_zero = session.placement.rank == 0
-        stopping = any_rank(stop.received is not None or (is_rank_zero and run.kill_requested()), device)
-        asked_to_save = any_rank(is_rank_zero and run.take_save_request(), device)
+        stopping, asked_to_save, busy, failed = each_of_any_rank(
+            [
+                stop.received is not None or (is_rank_zero and run.kill_requested()),
+                is_rank_zero and run.take_save_request(),
+                session.saver.busy,
+                session.saver.failed,
+            ],
+            device,
+        )
+        session.saver.advance(busy, failed)
         due = config.checkpoint.every > 0 and session.step % config.checkpoint.every == 0
-        saving = last or due or improved or stopping or asked_to_save
+        saving = last or due or best_score is not None or stopping or asked_to_save
         if saving:
-            _save(session, records, is_best=improved)
+            session.save(score=best_score, wait=last or stopping)
         if stopping and not last:
             logger.warning(
                 "stopped after step %d and saved: start the same command again to continue", session.step
@@ -125,8 +134,8 @@ def _train_step(session: Session, batches: Iterator[PairBatch], meter: StepMeter
     }
 
 
-def _evaluate(session: Session, records: Records) -> bool:
-    """Retrieval on the validation split; True if it is the best so far. Collective."""
+def _evaluate(session: Session, records: Records) -> float | None:
+    """Retrieval on the validation split; the score if it is the best so far. Collective."""
     started = time.perf_counter()
     session.engine.eval()
     with phase("evaluation"), session.autocast():
@@ -141,13 +150,4 @@ def _evaluate(session: Session, records: Records) -> bool:
     records.write("validation", session.step, values)
     logger.info("step %d validation: %s", session.step, result.summary("global"))
     score = result.mean_reciprocal_rank("global")
-    improved = score > session.best_score
-    session.best_score = max(score, session.best_score)
-    return improved
-
-
-def _save(session: Session, records: Records, *, is_best: bool) -> None:
-    started = time.perf_counter()
-    with phase("checkpoint"):
-        session.save(is_best=is_best)
-    records.write("checkpoint", session.step, {"seconds": time.perf_counter() - started})
+    return score if score > session.saver.best_score else None

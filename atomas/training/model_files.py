@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import T5Config
 
@@ -24,6 +24,7 @@ from atomas.data.tokenizer import AtomasTokenizer
 from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
 from atomas.model.backbone import t5_from_config
+from atomas.training.tensor_files import write_tensors
 
 
 def build_model(config: Config, vocab_size: int, *, t5: Any = None) -> AtomasModel:
@@ -51,9 +52,9 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     (folder / "backbone.json").write_text(json.dumps(t5_config.to_dict(), indent=1) + "\n", encoding="utf-8")
-    save_file(_plain(weights), folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", _plain(weights))
     if momentum is not None:
-        save_file(_plain(momentum), folder / "momentum.safetensors")
+        write_tensors(folder / "momentum.safetensors", _plain(momentum))
     tokenizer.save(folder / "tokenizer")
 
 

@@ -1,20 +1,15 @@
 """Everything a running training process holds: assembled, saved and restored here; stepped in `loop`."""
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from atomas.config import Config
 from atomas.data.batching import PairBatch
-from atomas.data.order import ORDER_VERSION
 from atomas.data.shards import Corpus
 from atomas.data.stream import PairStream, build_loader, evaluation_batches
 from atomas.data.tokenizer import AtomasTokenizer, resolve_tokenizer
@@ -22,13 +17,22 @@ from atomas.distributed.agreement import from_rank_zero, together
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 from atomas.model.momentum_encoder import Momentum
-from atomas.training.checkpoint import newest_good_checkpoint, prune_checkpoints, save_checkpoint
+from atomas.training.checkpoint import newest_good_checkpoint
 from atomas.training.engine import build_engine, deepspeed_json
 from atomas.training.memory_gauge import MemoryGauge
-from atomas.training.model_files import build_model, write_model
+from atomas.training.model_files import build_model
 from atomas.training.run_directory import RunDirectory
-from atomas.training.shard_files import SavedShards, read_shard, write_shard
+from atomas.training.saver import Saver
 from atomas.training.shards import OptimizerShard
+from atomas.training.snapshot import (
+    HostCopies,
+    Snapshot,
+    check_identity,
+    identity,
+    read_trainer,
+    restore,
+    seed_dropout,
+)
 from atomas.training.step import micro_batches_of
 from atomas.training.telemetry import environment, logger, start_logging
 from atomas_kernels import active_backends, set_backend
@@ -51,10 +55,9 @@ class Session:
     momentum: Momentum | None
     gauge: MemoryGauge
     """Since before the model was built"""
+    saver: Saver
     step: int = 0
     """Optimizer steps done; with the batch size, the position in the data."""
-    best_score: float = float("-inf")
-    """Best validation score so far."""
 
     @classmethod
     def open(cls, config: Config, placement: Placement, device: torch.device) -> "Session":
@@ -100,7 +103,7 @@ class Session:
                 replicated=shard.replicated,
                 layerwise=config.momentum.forward == "layerwise",
             )
-        _seed_dropout(config.run.seed, 0, placement.rank)
+        seed_dropout(config.run.seed, 0, placement.rank)
         session = cls(
             config=config,
             placement=placement,
@@ -113,6 +116,7 @@ class Session:
             shard=shard,
             momentum=momentum,
             gauge=gauge,
+            saver=Saver(run, config.checkpoint, device),
         )
         session._resume()
         with together("writing to the run folder", device):
@@ -160,83 +164,22 @@ class Session:
         if self.momentum is not None:
             self.momentum.update(self.shard.masters)
 
-    def save(self, *, is_best: bool) -> Path:
-        """Publish a checkpoint of the present step and drop those that are no longer kept. Collective."""
-        checkpoint = save_checkpoint(
-            self.run.checkpoints, self.step, self._write_part, self._write_rest, device=self.device
-        )
-        with together("publishing the checkpoint", self.device):  # all stay until LATEST names it
-            if self.placement.rank == 0:
-                self.run.point("LATEST", checkpoint)
-                if is_best:
-                    self.run.point("BEST", checkpoint)
-                best = self.run.pointed("BEST")
-                prune_checkpoints(self.run.checkpoints, self.config.checkpoint.keep_last, best)
-                logger.info("saved %s%s", checkpoint, " (best so far)" if is_best else "")
-        return checkpoint
+    def save(self, *, score: float | None = None, wait: bool = False) -> None:
+        """Begin a checkpoint of the present step; see `Saver.begin`. Collective."""
+        self.saver.begin(self._snapshot, self.step, score=score, wait=wait)
 
-    def _write_part(self, folder: Path) -> None:
-        rank = self.placement.rank
-        write_shard(folder, rank, self.shard, None if self.momentum is None else self.momentum.masters)
-        random_state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random_state["cuda"] = torch.cuda.get_rng_state(self.device)
-        (folder / "rng").mkdir(exist_ok=True)
-        save_file(random_state, folder / "rng" / f"rank_{rank:04d}.safetensors")
-
-    def _write_rest(self, folder: Path) -> None:
-        with SavedShards.open(
-            folder
-        ) as saved:  # what the ranks have just written: nothing has to be gathered
-            weights = {name: saved.whole("master", name) for name in saved.names("master")}
-            slow = None
-            if self.momentum is not None:
-                slow = {name: saved.whole("momentum", name) for name in saved.names("momentum")}
-            write_model(folder / "model", self.config, self._t5_config(), weights, slow, self.tokenizer)
-        if self.momentum is not None:
-            save_file(dict(self.momentum.queue.named_buffers()), folder / "queue.safetensors")
-        write_json(folder / "trainer.json", self._trainer_state())
-
-    def _trainer_state(self) -> dict[str, Any]:
-        return {
+    def _snapshot(self, copies: HostCopies | None) -> Snapshot:
+        accumulation = self.config.training.gradient_accumulation_steps
+        trainer = {
             "step": self.step,
-            "samples": self.step
-            * self.config.training.gradient_accumulation_steps
-            * self.config.data.batch_size,
-            "best_score": self.best_score,
+            "samples": self.step * accumulation * self.config.data.batch_size,
+            "best_score": self.saver.best_score,
             "world_size": self.placement.world_size,
             "loss_scale": self.shard.scale(),
             "queue": None if self.momentum is None else self.momentum.queue.get_extra_state(),
-            "identity": self._identity(),
+            "identity": identity(self),
         }
-
-    def _identity(self) -> dict[str, Any]:
-        """What must not change between the attempts of one run."""
-        sections = ("model", "loss", "momentum")
-        config = self.config
-        return {
-            "order": ORDER_VERSION,
-            "corpus": self.corpus.fingerprint,
-            "tokenizer": self.tokenizer.fingerprint,
-            "training.gradient_accumulation_steps": config.training.gradient_accumulation_steps,
-            "run.seed": config.run.seed,
-            **{
-                f"data.{key}": getattr(config.data, key)
-                for key in (
-                    "batch_size",
-                    "window_blocks",
-                    "train_split",
-                    "max_text_tokens",
-                    "max_smiles_tokens",
-                )
-            },
-            **{
-                f"{section}.{key}": list(value) if isinstance(value, tuple) else value
-                for section in sections
-                for key, value in dataclasses.asdict(getattr(config, section)).items()
-                if key not in ("activation_checkpointing", "exchange", "forward")
-            },
-        }
+        return Snapshot.take(self, trainer, copies)
 
     def _resume(self) -> None:
         latest = self.run.name_in("LATEST")
@@ -249,36 +192,15 @@ class Session:
                 f"run {self.run.path} already has {checkpoint.name} and checkpoint.resume = 'never'; "
                 "choose another run.name or resume = 'auto'"
             )
-        state = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
-        _check_identity(state["identity"], self._identity(), checkpoint)
+        trainer = read_trainer(checkpoint)
+        check_identity(trainer["identity"], identity(self), checkpoint)
         with together(f"reading {checkpoint.name}", self.device):
-            self._read(checkpoint, state)
+            restore(self, checkpoint, trainer)
+        self.step, self.saver.best_score = trainer["step"], trainer["best_score"]
         self.shard.give_weights()
         if self.momentum is not None:
             self.momentum.refresh()
         logger.info("continuing %s at step %d", checkpoint, self.step)
-
-    def _read(self, checkpoint: Path, state: dict[str, Any]) -> None:
-        """What this rank holds of a checkpoint that any number of ranks may have written, whatever their ZeRO stage."""
-        with SavedShards.open(checkpoint) as saved:
-            read_shard(saved, self.shard, None if self.momentum is None else self.momentum.masters)
-        self.shard.set_scale(state["loss_scale"])
-        if self.momentum is not None:
-            for name, value in load_file(checkpoint / "queue.safetensors").items():
-                getattr(self.momentum.queue, name).copy_(value)
-            self.momentum.queue.set_extra_state(state["queue"])
-        self.step, self.best_score = state["step"], state["best_score"]
-        rank = self.placement.rank
-        if state["world_size"] != self.placement.world_size:
-            _seed_dropout(self.config.run.seed, self.step, rank)
-            return
-        random_state = load_file(checkpoint / "rng" / f"rank_{rank:04d}.safetensors")
-        torch.set_rng_state(random_state["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(random_state["cuda"], self.device)
-
-    def _t5_config(self) -> Any:
-        return self.engine.module.encoder.backbone.t5.config
 
 
 def _open_stream(
@@ -300,23 +222,8 @@ def _open_run(config: Config, placement: Placement, device: torch.device) -> Run
     return run
 
 
-def _seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Another dropout on every rank, and another where a run goes on with other ranks."""
-    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-
-
 def _set_kernels(backend: str) -> None:
     try:
         set_backend(backend)
     except (ValueError, RuntimeError) as error:
         raise AtomasError(f"run.kernels = {backend!r}: {error}") from None
-
-
-def _check_identity(saved: dict[str, Any], present: dict[str, Any], checkpoint: Path) -> None:
-    for key, value in present.items():
-        if saved.get(key) != value:
-            raise AtomasError(
-                f"{checkpoint.name} was written with {key} = {saved.get(key)!r}, this run has {value!r}; set it back, "
-                "or start a new run with another run.name"
-            )

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from atomas.errors import AtomasError
@@ -25,15 +24,13 @@ from atomas.training.shards import OptimizerShard
 FOLDER = "shards"
 
 
-def write_shard(
-    folder: Path, rank: int, shard: OptimizerShard, momentum: Mapping[str, Tensor] | None
-) -> None:
-    """Write this rank's file below `folder`.
+def shard_tensors(
+    shard: OptimizerShard, momentum: Mapping[str, Tensor] | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What this rank's file holds, and its metadata. The tensors are views of what the optimizer goes on to change.
 
     Args:
-        folder: the checkpoint's folder.
-        rank: number of this rank.
-        shard: what its optimizer holds.
+        shard: what this rank's optimizer holds.
         momentum: momentum masters [n] of the same pieces, for those parameters that have one.
     """
     tensors: dict[str, Tensor] = {}
@@ -50,9 +47,13 @@ def write_shard(
         kinds = {"master": fragment.master, **shard.moments(name)}
         if momentum is not None and name in momentum:
             kinds["momentum"] = momentum[name].view(-1)
-        tensors |= {f"{kind}/{name}": values[part].detach().cpu() for kind, values in kinds.items()}
-    (folder / FOLDER).mkdir(exist_ok=True)
-    save_file(tensors, folder / FOLDER / f"rank_{rank:04d}.safetensors", {"fragments": json.dumps(fragments)})
+        tensors |= {f"{kind}/{name}": values[part].detach() for kind, values in kinds.items()}
+    return tensors, {"fragments": json.dumps(fragments)}
+
+
+def shard_file(rank: int) -> str:
+    """Name of a rank's file in a checkpoint."""
+    return f"{FOLDER}/rank_{rank:04d}.safetensors"
 
 
 @dataclass

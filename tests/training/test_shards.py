@@ -28,8 +28,9 @@ from atomas.model.momentum_encoder import Momentum
 from atomas.phases import Collective, Observer, observed_by
 from atomas.training.engine import build_engine, set_learning_rate
 from atomas.training.model_files import build_model
-from atomas.training.shard_files import SavedShards, read_shard, write_shard
+from atomas.training.shard_files import SavedShards, read_shard, shard_file, shard_tensors
 from atomas.training.shards import MOMENTS, OptimizerShard
+from atomas.training.tensor_files import write_tensors
 
 WORLD = 2
 CASES = (
@@ -159,7 +160,10 @@ def _check_case(rank: int, case: tuple[str, int, str], folder: Path) -> None:
         assert weight.dtype == dtype
         # the copies may differ from the expected ones by a rounding
         assert_close(weight.float(), slow[name], rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
-    write_shard(folder, rank, shard, momentum.masters)
+    tensors, metadata = shard_tensors(shard, momentum.masters)
+    path = folder / shard_file(rank)
+    path.parent.mkdir(exist_ok=True)
+    write_tensors(path, tensors, metadata)
     dist.barrier()
     _check_saved(engine, shard, slow, folder)
 
