@@ -31,6 +31,10 @@ class RunConfig:
     """A collective, a pass, an optimizer step, a checkpoint or a wait for data that takes longer ends the run."""
     silence_timeout_seconds: float = 300.0
     """A rank that has said nothing for so long, once a second otherwise, counts as dead or stopped."""
+    grace_seconds: float = 0.0
+    """Time from a signal to the end of the run. Where the step in flight and the checkpoint after it take longer, the
+    run ends without that checkpoint, with exit code 75 all the same, and continues the one before. 0: as long as it
+    takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +318,23 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StabilityConfig:
+    """What happens when the numbers go wrong. A step whose loss or gradient is not finite is left out on all ranks."""
+
+    skipped_limit: int = 10
+    """Steps among the last 100 that may be left out. One more is trouble: the run goes back, or ends."""
+    spike_score: float = 10.0
+    """A loss so many robust standard deviations above the median of the last ones is a spike; 0 looks for none."""
+    spike_window: int = 128
+    """Losses that a new one is compared with; before there are so many nothing is a spike."""
+    spike_steps: int = 3
+    """Spikes in a row that are trouble, where `rollbacks` is not 0; else they are only logged."""
+    rollbacks: int = 0
+    """How often a run may go back to its newest checkpoint on trouble, and on without the data since then. When they
+    are used up, trouble ends the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Retrieval on the validation split during training."""
 
@@ -340,6 +361,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
@@ -389,6 +411,7 @@ _LOWER_BOUNDS: dict[str, float] = {
     "run.threads": 0,
     "run.collective_timeout_seconds": 5,
     "run.silence_timeout_seconds": 5,
+    "run.grace_seconds": 0,
     "tokenizer.vocab_size": 354,
     "data.batch_size": 2,
     "data.token_budget": 1,
@@ -427,6 +450,11 @@ _LOWER_BOUNDS: dict[str, float] = {
     "checkpoint.keep_last": 1,
     "checkpoint.keep_every": 0,
     "checkpoint.failures_allowed": 0,
+    "stability.skipped_limit": 0,
+    "stability.spike_score": 0,
+    "stability.spike_window": 8,
+    "stability.spike_steps": 1,
+    "stability.rollbacks": 0,
     "evaluation.every": 0,
     "evaluation.max_pairs": 2,
 }

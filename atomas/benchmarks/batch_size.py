@@ -113,7 +113,7 @@ def measure(batch: int, micro_batch: int, cache: Any, device_name: Any) -> Row:
     )
     from atomas.distributed.process_group import process_group
     from atomas.model.momentum_encoder import Momentum
-    from atomas.training.engine import GradientNorm, build_engine
+    from atomas.training.engine import OptimizerStep, build_engine
     from atomas.training.model_files import build_model
     from atomas.training.step import contrastive_step
     from atomas_kernels.bench import memory
@@ -139,20 +139,19 @@ def measure(batch: int, micro_batch: int, cache: Any, device_name: Any) -> Row:
         for _ in range(batch // micro_batch):  # as many passes as the engine accumulates
             contrastive_step(engine, None, warm)
             engine.step()
-        norm = GradientNorm(engine)
+        optimizer_step = OptimizerStep(engine)
         started = time.perf_counter()
         with memory.peak(device) as found:
             losses = contrastive_step(
                 engine, momentum, pairs, micro_batches=batch // micro_batch, cache=cache
             )
-            norm.before_step()
-            engine.step()
+            optimizer_step.take()
         return Row(
             batch=batch,
             micro_batch=micro_batch,
             cache=cache if micro_batch < batch else "none",
             loss=float(losses["loss"]),
-            gradient_norm=norm.value(),
+            gradient_norm=optimizer_step.norm,
             peak_mb=(found.bytes or 0) / 2**20,
             seconds=time.perf_counter() - started,
         )

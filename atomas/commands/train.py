@@ -16,8 +16,8 @@ def register(subparsers: Any) -> None:
         "  atomas train --config configs/train/demo.yaml --run.name mine\n"
         "  torchrun --nproc-per-node 2 -m atomas train --config configs/train/demo.yaml --deepspeed.zero_stage 3\n"
         "  srun --kill-on-bad-exit=1 --ntasks-per-node 8 python -m atomas train --config FILE\n"
-        "\nExit code: 0 done, 2 a mistake in the input, 75 stopped by a signal or a KILL file after saving,\n"
-        "76 another rank died, failed or hung.",
+        "\nExit code: 0 done, 2 a mistake in the input or senseless numbers, 75 stopped by a signal or\n"
+        "a KILL file: start it again to continue, 76 another rank died, failed or hung.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; without it, the defaults")
@@ -38,6 +38,10 @@ def _run(args: argparse.Namespace) -> None:
             f"data.corpus = {config.data.corpus!r} is not a corpus (it has no index.json); "
             "make one with `atomas data build` or `atomas data demo`"
         )
-    from atomas.training.loop import train
+    from atomas.training.stop_signal import StopSignal
 
-    sys.exit(train(config))
+    with StopSignal() as stop:
+        from atomas.training.loop import train
+
+        code = train(config, stop)
+    sys.exit(code)

@@ -6,7 +6,7 @@ alone; the world size only decides who gets which pair.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -147,12 +147,10 @@ class PairStream:
 
 
 def build_loader(
-    stream: PairStream, *, start_batch: int, stop_batch: int, num_workers: int, pin_memory: bool = False
+    stream: PairStream, numbers: Sequence[int], *, num_workers: int, pin_memory: bool = False
 ) -> OrderedLoader[PairBatch]:
-    """Batches start_batch, ..., stop_batch - 1 of `stream`, made ahead of use by `num_workers` processes."""
-    return OrderedLoader(
-        stream, range(start_batch, stop_batch), num_workers=num_workers, pin_memory=pin_memory
-    )
+    """The batches `numbers` of `stream`, made ahead of use by `num_workers` processes."""
+    return OrderedLoader(stream, numbers, num_workers=num_workers, pin_memory=pin_memory)
 
 
 def evaluation_batches(

@@ -32,6 +32,7 @@ from atomas.distributed.rank_zero_store import connect, listen
 from atomas.errors import AtomasError
 from atomas.phases import observed_by
 from atomas_launcher.placement import Placement
+from atomas_launcher.process import RESUME_EXIT_CODE
 
 logger = logging.getLogger("atomas")
 
@@ -60,8 +61,9 @@ class Status:
 
     beat: int
     """Grows with every message"""
-    state: Literal["running", "lost", "failed", "finished"]
-    """`lost`: a connection broke under it; `failed`: it ends with an error of its own"""
+    state: Literal["running", "lost", "failed", "overdue", "finished"]
+    """`lost`: a connection broke under it; `failed`: it ends with an error of its own; `overdue`: it was asked to stop
+    and could not in time"""
     host: str
     place: str
     """Step, and phase or collective, for people"""
@@ -92,6 +94,8 @@ class Verdict:
     """Ranks that died, failed or stayed behind; none where it is the network"""
     grace: bool = False
     """Others may be about to fail by themselves"""
+    resume: bool = False
+    """The run was asked to stop: nothing is wrong"""
 
 
 def judge(board: Mapping[int, Seen], *, timeout: float, silence: float) -> Verdict | None:
@@ -102,6 +106,10 @@ def judge(board: Mapping[int, Seen], *, timeout: float, silence: float) -> Verdi
         timeout: seconds that a watched phase may take.
         silence: seconds without news after which a rank counts as dead or stopped.
     """
+    overdue = {rank: seen.status for rank, seen in board.items() if seen.status.state == "overdue"}
+    if overdue:
+        told = (f"rank {r} ({s.host}) was {s.error} in {s.place}" for r, s in overdue.items())
+        return Verdict(message="; ".join(told), guilty=tuple(overdue), resume=True)
     failed = {rank: seen.status for rank, seen in board.items() if seen.status.state == "failed"}
     if failed:
         told = (f"rank {r} ({s.host}) failed in {s.place}: {s.error}" for r, s in failed.items())
@@ -173,7 +181,7 @@ class Watchdog:
         self._timeout = run.collective_timeout_seconds
         self._silence = min(run.silence_timeout_seconds, self._timeout)
         self._host = socket.gethostname()
-        self._state: Literal["running", "lost", "failed", "finished"] = "running"
+        self._state: Literal["running", "lost", "failed", "overdue", "finished"] = "running"
         self._error = self._failed_in = ""
         self._lost_at = 0.0
         self._beat = 0
@@ -239,6 +247,23 @@ class Watchdog:
             time.sleep(_LAST_WORDS)
         self._stop()
 
+    def end_overdue(self, message: str) -> None:
+        """End this process, and the others: it was asked to stop, and neither step nor checkpoint ended in time.
+
+        Called by a thread beside the loop, which may hang in a collective.
+        """
+        self._begin_last_resort(RESUME_EXIT_CODE)
+        self._error = message
+        self._state = "overdue"
+        told = f"rank {self._rank} ({self._host}) was {message} in {self.recorder.place()}"
+        logger.critical("%s; the next start continues the newest checkpoint", told)
+        self._dump(told, guilty=(self._rank,))
+        if self._world_size > 1:
+            self._tell()
+            if self._rank == 0:
+                time.sleep(_LAST_WORDS)
+        self._leave(RESUME_EXIT_CODE)
+
     def finish(self) -> None:
         """This rank has come to its end. Rank 0, whose process holds the store, waits for the others."""
         if self._world_size == 1:
@@ -287,7 +312,7 @@ class Watchdog:
                 if verdict:
                     found = json.loads(verdict)
                     self._verdict = Verdict(**{**found, "guilty": tuple(found["guilty"])})
-                if verdict or self._seen[0][0].state == "failed":
+                if verdict or self._seen[0][0].state in ("failed", "overdue"):
                     return  # rank 0 is about to leave, and its store with it
             self._wake.wait(_INTERVAL)
             self._wake.clear()
@@ -307,7 +332,7 @@ class Watchdog:
             # a reader that was stopped itself has missed no more than this
             self._clock += min(now - before, 2 * _INTERVAL)
             before = now
-            if self._state in ("failed", "finished"):
+            if self._state in ("failed", "overdue", "finished"):
                 continue
             if self._verdict is None:
                 # other ranks leave the word to rank 0, as long as it is there
@@ -344,9 +369,8 @@ class Watchdog:
 
     def _end(self, verdict: Verdict) -> None:
         """Say why, and leave: destructors and exit handlers would wait for the ranks that are gone."""
-        last_resort = threading.Timer(_LAST_RESORT, os._exit, [LOST_RANK_EXIT_CODE])
-        last_resort.daemon = True
-        last_resort.start()
+        code = RESUME_EXIT_CODE if verdict.resume else LOST_RANK_EXIT_CODE
+        self._begin_last_resort(code)
         self._wake.set()  # rank 0 posts its verdict
         message = verdict.message
         if self._rank not in verdict.guilty:
@@ -356,12 +380,20 @@ class Watchdog:
         level = logging.CRITICAL if self._rank == next(innocent, 0) else logging.INFO
         logger.log(level, message)
         self._dump(message, guilty=verdict.guilty)
+        if self._rank == 0:
+            time.sleep(_LAST_WORDS)
+        self._leave(code)
+
+    def _begin_last_resort(self, code: int) -> None:
+        last_resort = threading.Timer(_LAST_RESORT, os._exit, [code])
+        last_resort.daemon = True
+        last_resort.start()
+
+    def _leave(self, code: int) -> None:
         for handler in logger.handlers:
             handler.flush()
         sys.stderr.flush()
-        if self._rank == 0:
-            time.sleep(_LAST_WORDS)
-        os._exit(LOST_RANK_EXIT_CODE)
+        os._exit(code)
 
     def _dump(self, reason: str, *, guilty: Sequence[int], error: BaseException | None = None) -> None:
         if self.folder is not None:

@@ -126,9 +126,12 @@ class Momentum(nn.Module):
         """Put the keys that `targets` made into the queue.
 
         After the backward pass of the batch, which reads the queue as the forward pass did. In the order of the
-        corpus, not of the ranks: when the queue wraps, what leaves it must not depend on the world size.
+        corpus, not of the ranks: when the queue wraps, what leaves it must not depend on the world size. Features that
+        are not finite, of whatever rank, stay out: they would spoil the steps that follow.
         """
-        self.queue.push(targets.keys[targets.everyone.sample_id.argsort(stable=True)])
+        order = targets.everyone.sample_id.argsort(stable=True)
+        finite = (targets.keys.text.isfinite() & targets.keys.smiles.isfinite()).all(dim=1)
+        self.queue.push(targets.keys[order[finite[order]]])
 
 
 class _Features(nn.Module):

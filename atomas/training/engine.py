@@ -1,5 +1,6 @@
 """DeepSpeed: its JSON generated from our configuration, and its engine."""
 
+import math
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation * micro_batches,
         "train_batch_size": config.data.batch_size * accumulation,
         "gradient_clipping": config.optimizer.gradient_clipping,  # DeepSpeed clips at 1.0 where this is absent
-        "bf16": {"enabled": config.training.precision == "bf16"},
+        "bf16": {"enabled": config.training.precision == "bf16", "check_grad_overflow": True},
         "fp16": {"enabled": config.training.precision == "fp16"},
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
@@ -103,15 +104,19 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-class GradientNorm:
-    """Global norm of the averaged gradients of one optimizer step, before clipping."""
+class OptimizerStep:
+    """One optimizer step over accumulated gradients, left out on all ranks where a gradient of any is not finite.
+
+    The averaged gradients, and so their norm, hold what is not finite on any rank. Under ZeRO, and where weights have
+    16 bits, DeepSpeed looks at the norm and leaves the step out; for plain fp32 gradients it does not.
+    """
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._plain: float | None = None
 
-    def before_step(self) -> None:
-        """Call between backward and step: DeepSpeed keeps no norm of plain fp32 gradients, and step clears them."""
+    def take(self) -> None:
+        """Call after each backward pass; the optimizer steps at the last one of the accumulation."""
         engine = self._engine
         if (
             engine.is_gradient_accumulation_boundary()
@@ -120,11 +125,19 @@ class GradientNorm:
         ):
             grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
             self._plain = float(torch.nn.utils.get_total_norm(grads))
+            if not math.isfinite(self._plain):
+                engine.zero_grad()  # a parameter without gradient is not stepped
+        engine.step()
 
-    def value(self) -> float:
-        """The norm, after the step."""
-        norm = self._engine.get_global_grad_norm() if self._plain is None else self._plain
-        return float(norm)
+    @property
+    def norm(self) -> float:
+        """Global norm of the averaged gradients before clipping; not finite where the step was left out."""
+        return float(self._engine.get_global_grad_norm() if self._plain is None else self._plain)
+
+    @property
+    def left_out(self) -> bool:
+        """Nothing was changed. The same on all ranks."""
+        return not self._engine.was_step_applied() or not math.isfinite(self.norm)
 
 
 def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:

@@ -4,17 +4,20 @@ runs/NAME/config.yaml            the configuration of the newest attempt
           attempts/1/            env.json, deepspeed.json, metrics.jsonl, rank_0000.log, ...
           checkpoints/step_*/    published checkpoints
           LATEST, BEST           names of the newest and of the best checkpoint
+          data_left_out.json     data that the run passes over since a rollback
           KILL, SAVE             make one of these files to stop the run, or to save now
 """
 
-import signal
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from atomas.config import Config
 from atomas.config_file import dump_config
 from atomas.errors import AtomasError
+from atomas.json_files import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,17 @@ class RunDirectory:
         checkpoint = self.checkpoints / (self.name_in(name) or "none")
         return checkpoint if checkpoint.is_dir() else None
 
+    def data_left_out(self) -> list[Any]:
+        """Ranges of data that a rollback left out: known to the run before any checkpoint is."""
+        try:
+            return list(json.loads((self.path / "data_left_out.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return []
+
+    def leave_data_out(self, ranges: Sequence[Any]) -> None:
+        """Counterpart of `data_left_out`."""
+        write_json(self.path / "data_left_out.json", ranges)
+
     def kill_requested(self) -> bool:
         """Somebody made a file KILL."""
         return (self.path / "KILL").exists()
@@ -88,30 +102,3 @@ class RunDirectory:
         except FileNotFoundError:
             return False
         return True
-
-
-class StopSignal:
-    """SIGTERM, SIGINT and SIGUSR1 only set a flag: the ranks agree on it at the next step boundary.
-
-    A handler that saved at once would wait in a collective for ranks that have not been signalled.
-    A second SIGINT interrupts at once, for a person at a terminal.
-    """
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number).name

@@ -1,8 +1,8 @@
 """Everything a running training process holds: assembled, saved and restored here; stepped in `loop`."""
 
 import contextlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from atomas.distributed.agreement import from_rank_zero, together
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 from atomas.model.momentum_encoder import Momentum
-from atomas.training.checkpoint import newest_good_checkpoint
+from atomas.training.checkpoint import newest_good_checkpoint, step_of
+from atomas.training.data_position import BatchNumbers, DataPosition, Range
 from atomas.training.engine import build_engine, deepspeed_json
 from atomas.training.memory_gauge import MemoryGauge
 from atomas.training.model_files import build_model
@@ -33,6 +34,7 @@ from atomas.training.snapshot import (
     restore,
     seed_dropout,
 )
+from atomas.training.stability import BAD_STEPS, NumericalTroubleError, Stability
 from atomas.training.step import micro_batches_of
 from atomas.training.telemetry import environment, logger, start_logging
 from atomas_kernels import active_backends, set_backend
@@ -56,8 +58,10 @@ class Session:
     gauge: MemoryGauge
     """Since before the model was built"""
     saver: Saver
+    stability: Stability
+    position: DataPosition = field(default_factory=DataPosition)
     step: int = 0
-    """Optimizer steps done; with the batch size, the position in the data."""
+    """Optimizer steps done; `position` says which data the next one takes."""
 
     @classmethod
     def open(cls, config: Config, placement: Placement, device: torch.device) -> "Session":
@@ -117,6 +121,7 @@ class Session:
             momentum=momentum,
             gauge=gauge,
             saver=Saver(run, config.checkpoint, device),
+            stability=Stability(config.stability),
         )
         session._resume()
         with together("writing to the run folder", device):
@@ -127,10 +132,10 @@ class Session:
     def batches(self) -> Iterable[PairBatch]:
         """This rank's batches from the present position to the end of the run."""
         accumulation = self.config.training.gradient_accumulation_steps
+        numbers = BatchNumbers(self.position, self.step, self.config.training.max_steps, accumulation)
         return build_loader(
             self.stream,
-            start_batch=self.step * accumulation,
-            stop_batch=self.config.training.max_steps * accumulation,
+            numbers,
             num_workers=self.config.data.num_workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -177,6 +182,8 @@ class Session:
             "world_size": self.placement.world_size,
             "loss_scale": self.shard.scale(),
             "queue": None if self.momentum is None else self.momentum.queue.get_extra_state(),
+            "stability": self.stability.state(),
+            "data_left_out": self.position.left_out,
             "identity": identity(self),
         }
         return Snapshot.take(self, trainer, copies)
@@ -194,13 +201,43 @@ class Session:
             )
         trainer = read_trainer(checkpoint)
         check_identity(trainer["identity"], identity(self), checkpoint)
+        self._go_to(checkpoint, trainer, known_left_out=from_rank_zero(self.run.data_left_out()))
+        logger.info("continuing %s at step %d", checkpoint, self.step)
+
+    def roll_back(self, reason: str) -> None:
+        """Return to the newest checkpoint, and let nobody take the data again that came since. Collective.
+
+        Raises:
+            NumericalTroubleError: the run may not go back, or has nothing to go back to.
+        """
+        limit = self.config.stability.rollbacks
+        if len(self.position.left_out) >= limit:
+            used = f" after {limit} rollbacks" if limit else ""
+            raise NumericalTroubleError(
+                f"{reason}{used}; the batches are in {self.run.attempt_path / BAD_STEPS}"
+            )
+        self.saver.finish()
+        checkpoint = newest_good_checkpoint(self.run.checkpoints, None, logger.error)
+        if checkpoint is None:
+            raise NumericalTroubleError(f"{reason}, and there is no checkpoint yet to go back to")
+        position = self.position.without(step_of(checkpoint), self.step)
+        with together("leaving data out", self.device):  # first of all: a restart must know it too
+            if self.placement.rank == 0:
+                self.run.leave_data_out(position.left_out)
+        logger.error(
+            "%s: back to %s, and on without the data of the steps since then", reason, checkpoint.name
+        )
+        self._go_to(checkpoint, read_trainer(checkpoint), known_left_out=position.left_out)
+
+    def _go_to(self, checkpoint: Path, trainer: dict[str, Any], *, known_left_out: Sequence[Range]) -> None:
         with together(f"reading {checkpoint.name}", self.device):
             restore(self, checkpoint, trainer)
         self.step, self.saver.best_score = trainer["step"], trainer["best_score"]
+        self.stability.set_state(trainer["stability"])
+        self.position = DataPosition([*trainer["data_left_out"], *known_left_out])
         self.shard.give_weights()
         if self.momentum is not None:
             self.momentum.refresh()
-        logger.info("continuing %s at step %d", checkpoint, self.step)
 
 
 def _open_stream(

@@ -151,6 +151,7 @@ def read_shard(saved: SavedShards, shard: OptimizerShard, momentum: Mapping[str,
 
     The weights of the module are not touched: see `OptimizerShard.give_weights`.
     """
+    shard.reset()
     for name, fragment in shard.fragments.items():
         shape, start, steps = fragment.shape, fragment.start, saved.steps(name)
         saved.read("master", name, shape, start, fragment.master)

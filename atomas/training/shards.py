@@ -62,6 +62,13 @@ class OptimizerShard:
         steps = max(steps, int(state.get("step", 0)))
         state["step"] = torch.tensor(float(steps), device=place.stepped.device if fused else "cpu")
 
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Let the optimizer have seen nothing, as when a run goes back to a checkpoint; masters stay as they are."""
+        for place in self._places.values():
+            for value in self._state(place).values():
+                value.zero_()
+
     def written_part(self, name: str) -> slice:
         """Elements of this rank's fragment that it writes to a checkpoint: those that no other rank writes."""
         count = self.masters[name].numel()

@@ -73,7 +73,7 @@ def contrastive_step(
         with autocast():
             losses: dict[str, Tensor] = engine(batch, targets)
         with phase("backward"):
-            engine.backward(losses["loss"])
+            engine.backward(_finite_or_nowhere(losses["loss"]))
     else:
         losses = _cached_step(engine, targets, batch, micro_batches, cache, autocast)
     if momentum is not None and targets is not None:
@@ -106,10 +106,15 @@ def _cached_step(
         with seeded(seed, device), autocast():
             losses = engine(micro_batch, None, cache[number])
         with phase("backward"):
-            engine.backward(losses.pop("loss") * count)
+            engine.backward(_finite_or_nowhere(losses.pop("loss")) * count)
         for name, value in losses.items():
             parts[name] = parts.get(name, 0) + value.detach()
     return {"loss": model.total(parts)} | parts
+
+
+def _finite_or_nowhere(loss: Tensor) -> Tensor:
+    """The loss; one that is not finite gets a gradient that is finite nowhere, so that no rank steps on it."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, float("nan"))
 
 
 @contextlib.contextmanager

@@ -99,8 +99,7 @@ def test_a_global_batch_is_the_same_for_any_ranks_and_workers(
     loaders = [
         build_loader(
             make_stream(corpus, tokenizer, rank=rank, world_size=world_size),
-            start_batch=0,
-            stop_batch=20,
+            range(20),
             num_workers=workers,
         )
         for rank in range(world_size)
@@ -116,7 +115,7 @@ def test_a_stream_is_resumed_in_the_middle_of_an_epoch(
 ) -> None:
     def run(start: int, stop: int) -> Iterator[list[tuple[int, ...]]]:
         stream = make_stream(corpus, tokenizer, rank=1, world_size=2)
-        return map(pairs, build_loader(stream, start_batch=start, stop_batch=stop, num_workers=workers))
+        return map(pairs, build_loader(stream, range(start, stop), num_workers=workers))
 
     whole = list(run(0, 40))
     assert whole == [*islice(run(0, 40), 11), *run(11, 40)]
@@ -161,7 +160,7 @@ def test_a_broken_block_is_named_in_one_line(
     with shard.open("r+b") as file:
         file.seek(split.blocks[1].offset + 5)
         file.write(b"\xff")
-    loader = build_loader(stream, start_batch=0, stop_batch=20, num_workers=workers)
+    loader = build_loader(stream, range(20), num_workers=workers)
     with pytest.raises(AtomasError) as caught:
         list(loader)
     message = str(caught.value)
@@ -171,7 +170,7 @@ def test_a_broken_block_is_named_in_one_line(
 
 
 def test_workers_leave_signals_to_the_parent(corpus: Corpus, tokenizer: AtomasTokenizer) -> None:
-    loader = build_loader(make_stream(corpus, tokenizer), start_batch=0, stop_batch=40, num_workers=2)
+    loader = build_loader(make_stream(corpus, tokenizer), range(40), num_workers=2)
     batches = iter(loader)
     first = next(batches)
     workers = multiprocessing.active_children()
