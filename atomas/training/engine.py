@@ -126,7 +126,10 @@ class OptimizerStep:
             grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
             self._plain = float(torch.nn.utils.get_total_norm(grads))
             if not math.isfinite(self._plain):
-                engine.zero_grad()  # a parameter without gradient is not stepped
+                groups, engine.optimizer.param_groups = engine.optimizer.param_groups, []  # nothing to step
+                engine.step()  # counts, and clears the gradients
+                engine.optimizer.param_groups = groups
+                return
         engine.step()
 
     @property
