@@ -112,10 +112,10 @@ class Saver:
             if wait:
                 self._wait(must_succeed=True)
 
-    def finish(self) -> None:
+    def finish(self, *, must_succeed: bool = True) -> None:
         """Wait for the checkpoint that is being written, if there is one. Collective."""
         with phase("checkpoint"):
-            self._wait(must_succeed=True)
+            self._wait(must_succeed=must_succeed)
 
     def advance(self, busy: bool, failed: bool, *, must_succeed: bool = False) -> None:
         """Go on with the checkpoint that is being written, if there is one. The same on all ranks.

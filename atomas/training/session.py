@@ -216,7 +216,7 @@ class Session:
             raise NumericalTroubleError(
                 f"{reason}{used}; the batches are in {self.run.attempt_path / BAD_STEPS}"
             )
-        self.saver.finish()
+        self.saver.finish(must_succeed=False)
         checkpoint = newest_good_checkpoint(self.run.checkpoints, None, logger.error)
         if checkpoint is None:
             raise NumericalTroubleError(f"{reason}, and there is no checkpoint yet to go back to")

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -72,16 +72,29 @@ def memory_mb(device: torch.device) -> dict[str, float]:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per step, flushed at once; nothing where it is not `enabled`."""
+    """`metrics.jsonl`: one JSON object per step, flushed at once; nothing where it is not `enabled`.
+
+    A line that cannot be written, as on a full disk, is lost with a warning, and training goes on.
+    """
 
     def __init__(self, path: Path, *, enabled: bool) -> None:
-        self._file: TextIO | None = path.open("a", encoding="utf-8") if enabled else None
+        self._file = path.open("ab", buffering=0) if enabled else None
+        self._cut = False
+        """The last line may be there in part"""
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Append the numbers of a step; `kind` is `train`, `validation` or `checkpoint`."""
-        if self._file is not None:
-            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-            self._file.flush()
+        if self._file is None:
+            return
+        line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
+        line = b"\n" * self._cut + line
+        try:
+            self._cut = self._file.write(line) < len(line)
+            problem = "it was cut" if self._cut else ""
+        except OSError as error:
+            self._cut, problem = True, str(error)
+        if problem:
+            logger.warning("the metrics of step %d could not be written: %s", step, problem)
 
     def close(self) -> None:
         """Close the file."""

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from atomas.cli import main
+from atomas.distributed.collectives import rank as own_rank
 from atomas.distributed.watchdog import Watchdog
-from atomas.training import checkpoint, loop, session
+from atomas.training import loop, saver, session, snapshot
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
 PLACES: dict[str, tuple[Any, str]] = {
     "first-step": (loop, "contrastive_step"),
     "evaluation": (loop, "evaluate_retrieval"),
-    "save": (session, "save_file"),
-    "publish": (checkpoint, "write_json"),
+    "save": (snapshot, "write_tensors"),
+    "publish": (saver, "publish"),
 }
 """Function of a module at whose first call the moment is there."""
 
@@ -91,7 +92,7 @@ def _strike_at_first_call(fault: str, rank: int, module: Any, name: str) -> None
     struck = []
 
     def struck_once(*args: Any, **options: Any) -> Any:
-        if not struck and checkpoint.rank() == rank:
+        if not struck and own_rank() == rank:
             struck.append(True)
             strike(fault)
         return called(*args, **options)
