@@ -15,6 +15,18 @@ from atomas.errors import AtomasError
 
 _CAUSES = (
     (
+        "non-finite",
+        r"a loss or gradient that is not finite",
+        "look at the batches of those steps (attempts/N/bad_steps); where one rank is always the first, suspect its "
+        "device; lower optimizer.learning_rate, or let stability.rollbacks leave that data out",
+    ),
+    (
+        "loss spike",
+        r"loss spike",
+        "look at the batches of those steps (attempts/N/bad_steps); lower optimizer.learning_rate or "
+        "optimizer.gradient_clipping, or allow more stability.rollbacks",
+    ),
+    (
         "out of memory",
         r"out of memory|OutOfMemory|MemoryError|Cannot allocate memory|ALLOC_FAILED",
         "set training.micro_batch_size, lower data.token_budget, raise deepspeed.zero_stage; "
@@ -57,7 +69,7 @@ class Autopsy:
     outcome: str
     """done, stopped, failed or unknown"""
     cause: str = ""
-    """Of a failure: out of memory, disk, silent rank, network, hang, data or error"""
+    """Of a failure: non-finite, loss spike, out of memory, disk, silent rank, network, hang, data or error"""
     guilty: list[int] = field(default_factory=list)
     """Ranks that failed first, or stayed behind"""
     story: str = ""
@@ -110,6 +122,10 @@ def _explain(found: Autopsy, flights: dict[int, dict[str, Any]]) -> None:
     flight = flights[teller]
     found.guilty = own or list(flight["guilty"])
     reason = flight["reason"]
+    if "the grace time" in reason:
+        found.outcome, found.story = "stopped", reason
+        found.advice = "give the scheduler's signal earlier, or save more often (checkpoint.every)"
+        return
     found.story = f"rank {teller} ({flight['host']}), {flight['place']}: {reason}" if own else reason
     found.cause, found.advice = next(
         (name, advice) for name, pattern, advice in _CAUSES if re.search(pattern, found.story)

@@ -163,7 +163,7 @@ def _keep_bad_step(session: Session, step: _Step, remark: str) -> None:
     finite = all(math.isfinite(value) for value in step.own_losses.values())
     ranks = all_gather_sizes(int(not finite), session.device, "ranks with a loss that is not finite")
     if any(ranks):
-        remark += f"; the loss of rank {', '.join(str(r) for r, bad in enumerate(ranks) if bad)}"
+        remark += f", that of the loss on rank {', '.join(str(r) for r, bad in enumerate(ranks) if bad)}"
     folder = session.run.attempt_path / BAD_STEPS / f"step_{session.step:08d}"
     if session.placement.rank == 0:
         logger.warning("%s; its batches are kept in %s", remark, folder)

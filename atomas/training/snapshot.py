@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -96,9 +97,28 @@ class Snapshot:
 
 
 def read_trainer(checkpoint: Path) -> dict[str, Any]:
-    """The part of a checkpoint that is not tensors."""
-    state: dict[str, Any] = json.loads((checkpoint / TRAINER).read_text(encoding="utf-8"))
+    """The part of a checkpoint that is not tensors.
+
+    Raises:
+        AtomasError: it cannot be read.
+    """
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / TRAINER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AtomasError(f"{checkpoint / TRAINER} cannot be read: {error}") from None
     return state
+
+
+def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        AtomasError: it cannot be read.
+    """
+    try:
+        return load_file(checkpoint / name)
+    except (OSError, SafetensorError) as error:
+        raise AtomasError(f"{checkpoint / name} cannot be read: {error}") from None
 
 
 def restore(session: "Session", checkpoint: Path, trainer: Mapping[str, Any]) -> None:
@@ -111,14 +131,14 @@ def restore(session: "Session", checkpoint: Path, trainer: Mapping[str, Any]) ->
         read_shard(saved, session.shard, None if momentum is None else momentum.masters)
     session.shard.set_scale(trainer["loss_scale"])
     if momentum is not None:
-        for name, value in load_file(checkpoint / QUEUE).items():
+        for name, value in read_tensors(checkpoint, QUEUE).items():
             getattr(momentum.queue, name).copy_(value)
         momentum.queue.set_extra_state(trainer["queue"])
     rank = session.placement.rank
     if trainer["world_size"] != session.placement.world_size:
         seed_dropout(session.config.run.seed, trainer["step"], rank)
         return
-    random_state = load_file(checkpoint / _random_file(rank))
+    random_state = read_tensors(checkpoint, _random_file(rank))
     torch.set_rng_state(random_state["cpu"])
     if session.device.type == "cuda":
         torch.cuda.set_rng_state(random_state["cuda"], session.device)

@@ -97,7 +97,7 @@ class Stability:
         remark = f"loss spike: {loss:.4g} in step {step} is {score:.1f} deviations above the last {len(self._losses)}"
         if self._spikes < config.spike_steps:
             return Judgement(remark=remark)
-        return Judgement(remark=remark, trouble=f"{remark}, as were {self._spikes} steps in a row")
+        return Judgement(remark=remark, trouble=f"{remark}, the last of {self._spikes} in a row")
 
     def record(self) -> dict[str, float]:
         """For `metrics.jsonl`."""

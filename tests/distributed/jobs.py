@@ -72,9 +72,11 @@ class Bench:
     """Starts jobs in a folder with a corpus."""
 
     folder: Path
+    faults: str = "tests.distributed.faulty_rank"
+    """Module that brings a fault."""
 
     def command(self, name: str, *options: str, fault: Sequence[object] = ()) -> list[str]:
-        module = ["tests.distributed.faulty_rank", *map(str, fault)] if fault else ["atomas"]
+        module = [self.faults, *map(str, fault)] if fault else ["atomas"]
         return [
             sys.executable, "-m", *module, "train", *SMALL, f"--data.corpus={self.folder / 'corpus'}",
             f"--run.output_dir={self.folder / 'runs'}", f"--run.name={name}", f"--training.max_steps={STEPS}",
@@ -99,7 +101,7 @@ class Bench:
             name: the run's.
             options: of `atomas train`.
             ranks: how many.
-            fault: what `faulty_rank` is told.
+            fault: what the module `faults` is told.
             environ: variables of all ranks.
             places: variables of each rank.
             prefixes: what stands before each rank's command.

@@ -158,7 +158,7 @@ def test_spikes_are_judged_by_a_robust_score() -> None:
     assert not first.trouble
     assert not stability.judge(10, 5.0, left_out=False).remark  # one that comes alone is forgotten
     assert not stability.judge(11, 7.0, left_out=False).trouble
-    assert "2 steps in a row" in stability.judge(12, 9.0, left_out=False).trouble
+    assert "the last of 2 in a row" in stability.judge(12, 9.0, left_out=False).trouble
 
 
 def test_left_out_data_is_passed_over_from_wherever_one_comes() -> None:
