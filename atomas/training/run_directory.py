@@ -18,6 +18,7 @@ from atomas.config import Config
 from atomas.config_file import dump_config
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
+from atomas.training.tensor_files import to_disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ class RunDirectory:
         """Let LATEST or BEST name a checkpoint; a reader sees the old name or the new one."""
         temporary = self.path / f".{name}.tmp"
         temporary.write_text(checkpoint.name + "\n", encoding="utf-8")
+        to_disk(temporary)
         temporary.replace(self.path / name)
 
     def name_in(self, name: str) -> str | None:

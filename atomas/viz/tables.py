@@ -66,6 +66,8 @@ def render_page(text: str, results: Path) -> str:
             table = momentum_forward_table(_read(results / f"{name}.json"))
         elif name == "faults":
             table = fault_table(_read(results / "faults.json"))
+        elif name == "checkpoint_stall":
+            table = checkpoint_stall_table(_read(results / f"{name}.json"))
         elif name == "batch-size":
             table = batch_size_table(_read(results / "distributed" / "batch_size.json"))
         elif name.startswith("distributed-"):
@@ -143,6 +145,23 @@ def fault_table(report: Mapping[str, Any]) -> str:
     if untold:
         told += f" Not played there: {'; '.join(untold)}."
     return "\n".join([*lines, "", told])
+
+
+def checkpoint_stall_table(report: Mapping[str, Any]) -> str:
+    """Markdown of a report of `atomas.benchmarks.checkpoint_stall`."""
+    lines = [
+        "| checkpoint.asynchronous | training waits | published after | a step | a step beside the writing |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in report["rows"]:
+        beside = row["step_seconds_beside"]
+        lines.append(
+            f"| {str(row['asynchronous']).lower()} | {row['stalled_seconds']:.2f} s | "
+            f"{row['published_after_seconds']:.2f} s | {row['step_seconds']:.2f} s | "
+            f"{'' if beside is None else f'{beside:.2f} s'} |"
+        )
+    size = report["rows"][0]["checkpoint_bytes"] / 2**20
+    return "\n".join([*lines, "", f"A checkpoint of {size:.0f} MiB, one rank on one CPU thread."])
 
 
 def momentum_forward_table(report: Mapping[str, Any]) -> str:
