@@ -105,7 +105,9 @@ def examine(run: Path, attempt: int | None = None) -> Autopsy:
         _explain(found, flights)
     elif last_step is not None and last_step == _max_steps(run):
         found.outcome, found.story = "done", f"all {last_step} steps are done"
-    elif 0 in logs and "stopped after step" in logs[0].read_text(encoding="utf-8", errors="replace"):
+    elif 0 in logs and re.search(
+        r"stopped (after|before) step", logs[0].read_text(encoding="utf-8", errors="replace")
+    ):
         found.outcome, found.story = "stopped", "asked to stop, saved, waits to be started again"
     else:
         found.story = _no_sign_of_an_end(logs.values())

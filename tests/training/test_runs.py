@@ -76,8 +76,10 @@ def test_a_run_continues_with_fewer_ranks_and_another_stage(train: Trainer, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "stage", "then_ranks", "then_stage"), [(1, 1, 2, 3), (2, 2, 4, 0)])
-def test_a_run_continues_with_more_ranks(
+@pytest.mark.parametrize(
+    ("ranks", "stage", "then_ranks", "then_stage"), [(1, 1, 2, 3), (2, 2, 4, 0), (4, 3, 2, 1), (2, 1, 4, 3)]
+)
+def test_a_run_continues_with_other_ranks(
     train: Trainer, tmp_path: Path, ranks: int, stage: int, then_ranks: int, then_stage: int
 ) -> None:
     first = (ranks, (f"--deepspeed.zero_stage={stage}",))
@@ -143,14 +145,22 @@ def test_low_precision_follows_fp32(train: Trainer, tmp_path: Path, precision: s
 
 
 @pytest.mark.slow
-def test_bf16_resumes(train: Trainer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sixteen_bits_resume(train: Trainer, tmp_path: Path, precision: str) -> None:
     for stage in (0, 3):
-        shape = ("--training.precision=bf16", f"--deepspeed.zero_stage={stage}", "--training.max_steps=4")
-        train(f"bf{stage}", *shape, "--checkpoint.every=2", ranks=2)
-        whole = losses(tmp_path / "runs" / f"bf{stage}")
-        shutil.rmtree(tmp_path / "runs" / f"bf{stage}" / CHECKPOINTS / "step_00000004")
+        shape = (
+            f"--training.precision={precision}",
+            f"--deepspeed.zero_stage={stage}",
+            "--training.max_steps=6",
+        )
+        train(f"bf{stage}", *shape, "--checkpoint.every=3", ranks=2)
+        run = tmp_path / "runs" / f"bf{stage}"
+        whole, saved = losses(run), trainer_state(run / CHECKPOINTS / "step_00000006")
+        shutil.rmtree(run / CHECKPOINTS / "step_00000006")
         train(f"bf{stage}", *shape, ranks=2)
-        assert losses(tmp_path / "runs" / f"bf{stage}") == whole
+        assert losses(run) == whole
+        assert trainer_state(run / CHECKPOINTS / "step_00000006")["loss_scale"] == saved["loss_scale"]
+        assert bool(saved["loss_scale"]) == (precision == "fp16")
 
 
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_continued(

@@ -220,35 +220,48 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def fill(disk: Path) -> Path:
+    """Something else takes all room."""
+    with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**16))
+    return disk / "ballast"
+
+
 @pytest.mark.slow
-def test_training_goes_on_where_the_disk_is_full_and_saves_when_there_is_room(bench: Bench) -> None:
-    with small_disk(bench.folder / "small", 48) as disk:
+@pytest.mark.parametrize("failures", [1000, 0])
+def test_a_full_disk_leaves_the_checkpoint_that_is_there(bench: Bench, failures: int) -> None:
+    """Training goes on and saves when there is room again, or ends at the first failure: as the configuration says."""
+    with small_disk(bench.folder / f"small_{failures}", 48) as disk:
         full = Bench(disk, faults=bench.faults)
         (disk / "corpus").symlink_to(bench.folder / "corpus")
-        options = ("--training.max_steps=5000", "--checkpoint.every=5", "--checkpoint.failures_allowed=1000")
+        options = (
+            "--training.max_steps=9999",
+            "--checkpoint.every=5",
+            f"--checkpoint.failures_allowed={failures}",
+        )
         with full.job("full", *options) as job:
             wait_for(lambda: (job.run / "LATEST").exists(), job)
-            with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(2**16))
-            wait_for(lambda: "No space left on device" in job.stderr(0) + job.stderr(1), job)
-            newest = (job.run / "LATEST").read_text()
-            verify_checkpoint(job.run / "checkpoints" / newest.strip())
-            (disk / "ballast").unlink()
-            wait_for(lambda: (job.run / "LATEST").read_text() != newest, job)
-            (job.run / "KILL").touch()
+            ballast = fill(disk)
+            if failures:
+                wait_for(lambda: "the next checkpoint tries again" in job.stderr(0) + job.stderr(1), job)
+                newest = (job.run / "LATEST").read_text()
+                verify_checkpoint(job.run / "checkpoints" / newest.strip())
+                ballast.unlink()
+                wait_for(lambda: (job.run / "LATEST").read_text() != newest, job)
+                (job.run / "KILL").touch()
             job.wait()
-            assert job.codes() == [RESUME, RESUME], job.errors()
+            codes = job.codes()
         told = job.stderr(0) + job.stderr(1)
-        assert "training goes on, the next checkpoint tries again" in told
+        assert "could not be written on rank" in told
+        assert "No space left on device" in told
         assert "Traceback" not in told
-        (job.run / "KILL").unlink()
-        with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(2**16))
-        with full.job("full", *options, "--checkpoint.failures_allowed=0") as job:
-            job.wait()
-            assert set(job.codes()) <= {2, LOST_RANK_EXIT_CODE}, job.errors()
+        verify_checkpoint(job.run / "checkpoints" / (job.run / "LATEST").read_text().strip())
+        if failures:
+            assert codes == [RESUME, RESUME], told
+        else:
+            assert codes == [2, 2], told
+            assert examine(job.run).cause == "disk"
 
 
 class _Payload:
