@@ -114,6 +114,7 @@ def main() -> None:
     traffic = Traffic()
     traffic.watch()
     from atomas.training import loop
+    from atomas.training.stop_signal import StopSignal
 
     lengths: list[tuple[list[int], list[int]]] = []
     step = loop.contrastive_step
@@ -126,11 +127,11 @@ def main() -> None:
     result: dict[str, Any] = {}
     if what == "memory":
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
-            code = loop.train(config)
+            code = loop.train(config, StopSignal())
         result["most_allocated"] = most_allocated(run)
     else:
         with observed_by(traffic):
-            code = loop.train(config)
+            code = loop.train(config, StopSignal())
         result |= dict(
             zip(("payloads", "ours", "wire"), (per_step(traffic.steps, n) for n in range(3)), strict=True)
         )
