@@ -62,6 +62,15 @@ def test_a_failure_comes_first() -> None:
     assert found.grace
 
 
+def test_a_stop_that_is_overdue_ends_all_as_if_they_had_stopped() -> None:
+    late = seen(state="overdue", error="asked to stop, and the grace time of 9 s is over", silent_seconds=99)
+    found = verdict({0: seen(silent_seconds=99), 1: late})
+    assert found.message == (
+        "rank 1 (n1) was asked to stop, and the grace time of 9 s is over in step 12, all_reduce of vote"
+    )
+    assert (found.guilty, found.resume, found.grace) == ((1,), True, False)
+
+
 def test_who_stayed_behind_is_guilty_not_who_waits() -> None:
     behind = seen(place="step 12, encoder", communicates=False, seconds=0.0, collectives=39)
     assert verdict({0: seen(seconds=61), 1: behind, 2: seen(seconds=61)}).guilty == (1,)
