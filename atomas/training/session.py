@@ -210,13 +210,13 @@ class Session:
         Raises:
             NumericalTroubleError: the run may not go back, or has nothing to go back to.
         """
+        self.saver.finish(must_succeed=False)  # what is on its way is of before the trouble
         limit = self.config.stability.rollbacks
         if len(self.position.left_out) >= limit:
             used = f" after {limit} rollbacks" if limit else ""
             raise NumericalTroubleError(
                 f"{reason}{used}; the batches are in {self.run.attempt_path / BAD_STEPS}"
             )
-        self.saver.finish(must_succeed=False)
         checkpoint = newest_good_checkpoint(self.run.checkpoints, None, logger.error)
         if checkpoint is None:
             raise NumericalTroubleError(f"{reason}, and there is no checkpoint yet to go back to")

@@ -8,7 +8,7 @@ kill_in_save       SIGKILL after the first file of the checkpoint of step ARGUME
 nan                the loss of step ARGUMENT is not finite
 spike              the loss of the pairs of data steps FIRST-STOP (ARGUMENT) is forty times what it should be
 memory             the rank may allocate no more memory from batch ARGUMENT on
-hostile            nothing: for checkpoints that are
+half               none: DeepSpeed takes fp16 on a CPU, where it is slow
 """
 
 import os
@@ -122,6 +122,11 @@ def main_with_fault(fault: str, rank: str, argument: str, *arguments: str) -> No
             kill_in_save(argument)
         elif fault == "memory":
             without_memory(argument)
+        elif fault == "half":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+            from deepspeed.accelerator import get_accelerator
+
+            type(get_accelerator()).is_fp16_supported = lambda _: True
         else:
             bend_loss(fault, argument)
         main(arguments)
