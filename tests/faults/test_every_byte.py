@@ -7,36 +7,50 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from atomas.training.checkpoint import newest_good_checkpoint, save_checkpoint, verify_checkpoint
+from atomas.config import CheckpointConfig
+from atomas.training.checkpoint import newest_good_checkpoint, verify_checkpoint
+from atomas.training.run_directory import RunDirectory
+from atomas.training.saver import Saver
+from atomas.training.tensor_files import write_tensors
 
 CPU = torch.device("cpu")
 NUMBERS = 3_000
 """float32 values in each of two files; trainer.json and the manifest are smaller."""
 
 
-def save(folder: Path, step: int) -> Path:
-    """A checkpoint of one process: a large file of its own, then what rank 0 adds."""
+class Contents:
+    """Stands in for the snapshot of a session: a large file of the rank's own, then what rank 0 adds."""
 
-    def part(partial: Path) -> None:
-        save_file({"weight": torch.full((NUMBERS,), float(step))}, partial / "rank_0000.safetensors")
+    def __init__(self, step: int) -> None:
+        self._step = step
 
-    def rest(partial: Path) -> None:
-        save_file({"weight": torch.full((2 * NUMBERS,), float(step))}, partial / "model.safetensors")
-        (partial / "trainer.json").write_text(f'{{"step": {step}}}', encoding="utf-8")
+    def write_part(self, folder: Path) -> list[str]:
+        folder.mkdir(parents=True)
+        write_tensors(folder / "rank_0000.safetensors", {"weight": torch.full((NUMBERS,), float(self._step))})
+        return ["rank_0000.safetensors"]
 
-    return save_checkpoint(folder, step, part, rest, device=CPU)
+    def write_rest(self, folder: Path) -> None:
+        write_tensors(folder / "model.safetensors", {"weight": torch.full((2 * NUMBERS,), float(self._step))})
+        (folder / "trainer.json").write_text(f'{{"step": {self._step}}}', encoding="utf-8")
 
 
-def die_in_a_save(folder: Path, step: int, byte: int) -> int:
+def save(run: Path, step: int) -> Path:
+    """A checkpoint of one process."""
+    saver = Saver(RunDirectory(path=run, attempt=1), CheckpointConfig(), CPU)
+    saver.begin(lambda _: Contents(step), step, score=None, wait=True)  # type: ignore[arg-type,return-value]
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def die_in_a_save(run: Path, step: int, byte: int) -> int:
     """Save in a child that the kernel kills when a file would grow beyond `byte`; the signal that it died of."""
     child = os.fork()
     if not child:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (byte, byte))
-        save(folder, step)
+        save(run, step)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     return os.WTERMSIG(status)
@@ -45,15 +59,18 @@ def die_in_a_save(folder: Path, step: int, byte: int) -> int:
 # files of 12 and 24 kB, a manifest of some 400 bytes
 @pytest.mark.parametrize("byte", [1, 7, 100, 300, 4_095, 4_096, 11_999, 12_100, 20_000, 24_050])
 def test_the_checkpoint_before_is_continued(tmp_path: Path, byte: int) -> None:
-    save(tmp_path, 1)
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    first = save(tmp_path, 1)
     assert die_in_a_save(tmp_path, 2, byte) == signal.SIGXFSZ
-    assert (tmp_path / "step_00000002.partial").is_dir()
+    assert (checkpoints / "step_00000002.partial").is_dir()
+    assert (tmp_path / "LATEST").read_text() == "step_00000001\n"
     told: list[str] = []
-    assert newest_good_checkpoint(tmp_path, "step_00000001", told.append) == tmp_path / "step_00000001"
+    assert newest_good_checkpoint(checkpoints, "step_00000001", told.append) == first
     assert not told
-    assert not list(tmp_path.glob("*.partial"))
-    assert float(load_file(tmp_path / "step_00000001" / "model.safetensors")["weight"][-1]) == 1
+    assert not list(checkpoints.glob("*.partial"))
+    assert float(load_file(first / "model.safetensors")["weight"][-1]) == 1
     again = save(tmp_path, 2)
     verify_checkpoint(again)
-    assert newest_good_checkpoint(tmp_path, "step_00000001", told.append) == again
+    assert newest_good_checkpoint(checkpoints, "step_00000001", told.append) == again
     assert float(load_file(again / "model.safetensors")["weight"][-1]) == 2
