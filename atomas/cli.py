@@ -28,8 +28,8 @@ COMMANDS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run `atomas ARGS`; exit code 0 on success, 2 on a user's mistake, 130 on interrupt."""
+def command_parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
     parser = argparse.ArgumentParser(
         prog="atomas",
         description="Train molecule-text models with hierarchical adaptive alignment.",
@@ -41,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"atomas.commands.{name}").register(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `atomas ARGS`; exit code 0 on success, 2 on a user's mistake, 130 on interrupt."""
+    parser = command_parser()
     args, overrides = parser.parse_known_args(argv)
     if overrides and not getattr(args, "overrides", False):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")

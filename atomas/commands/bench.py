@@ -34,6 +34,7 @@ def register(subparsers: Any) -> None:
         help="time the operators and the whole step, draw what was measured",
         description="Time the operators and the whole training step beside other implementations, compare two\n"
         "reports, and draw what was measured.",
+        epilog="Example:\n  atomas bench kernels --shapes smoke --json kernels.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=_LateParser)

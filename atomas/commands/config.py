@@ -17,12 +17,22 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    show = actions.add_parser("show", help="print a configuration with every default and override in place")
+    show = actions.add_parser(
+        "show",
+        help="print a configuration with every default and override in place",
+        epilog="Example: atomas config show --config configs/train/demo.yaml --training.max_steps 20",
+    )
     show.add_argument("--config", help="YAML file; without it, the defaults")
     show.set_defaults(run=_show, overrides=True)
-    keys = actions.add_parser("keys", help="list every key, its type and its default")
+    keys = actions.add_parser(
+        "keys",
+        help="list every key, its type and its default",
+        epilog="Example: atomas config keys | grep momentum",
+    )
     keys.set_defaults(run=_keys)
-    explain = actions.add_parser("explain", help="say what a key means")
+    explain = actions.add_parser(
+        "explain", help="say what a key means", epilog="Example: atomas config explain data.batch_size"
+    )
     explain.add_argument("key", help="such as data.batch_size")
     explain.set_defaults(run=_explain)
 

@@ -14,6 +14,7 @@ def register(subparsers: Any) -> None:
         "data",
         help="pair files into shards; look at them; download; generate",
         description="Build, tokenize, inspect, fetch or generate corpora of molecule-text pairs.",
+        epilog="Example: atomas data build pairs.tsv --out corpus --fractions train=0.9,validation=0.1",
     )
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _register_build(commands)

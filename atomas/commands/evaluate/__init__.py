@@ -13,6 +13,7 @@ def register(subparsers: Any) -> None:
         "evaluate",
         help="measure a checkpoint or predictions",
         description="Measure a checkpoint on a split of a corpus, or predictions that are already there.",
+        epilog="Example: atomas evaluate retrieval --checkpoint runs/demo --data corpus --split test",
     )
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for name in TASKS:
