@@ -12,6 +12,8 @@ from atomas.errors import AtomasError
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
+_OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class Items(Protocol[T_co]):
     """A pure function of a number."""
@@ -41,7 +43,13 @@ class OrderedLoader(DataLoader[T]):
         )
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
-        for item in super().__iter__():
+        # A worker begins with this mask: a signal that comes before it ignores them waits, instead of ending it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)
+        try:
+            items = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for item in items:
             if isinstance(item, AtomasError):
                 raise item
             yield item
@@ -65,5 +73,6 @@ def _identity(item: T) -> T:
 def _ignore_signals(worker: int) -> None:
     # The scheduler and Ctrl-C signal every process of a job. The trainer answers by saving a checkpoint, for
     # which it may still need its workers; they end when it closes them, or when they find it gone.
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for name in _OF_THE_PARENT:
         signal.signal(name, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_PARENT)
