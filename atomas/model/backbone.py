@@ -117,13 +117,11 @@ class Backbone(nn.Module):
             counts[-1] += 1
             room -= length
         if self.in_step:
+            most = max(all_gather_sizes(len(counts), lengths.device, "number of sequences"))
             rows = torch.arange(len(lengths)).split(counts)
-            counts = [
-                len(part)
-                for part in split_groups(
-                    rows, max(all_gather_sizes(len(rows), lengths.device, "number of sequences"))
-                )
-            ]
+            counts = [len(part) for part in split_groups(rows, min(most, len(lengths)))]
+            # a rank with fewer sequences than another has passes makes the rest of them with nothing
+            counts += [0] * (most - len(counts))
         return counts
 
     def _run(self, stack: Any, part: _Flat, read: _Flat | None = None) -> Tensor:

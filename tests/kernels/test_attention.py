@@ -125,11 +125,16 @@ def test_queries_without_keys_are_zero_and_train() -> None:
     attended = ak.packed_attention(query, key, value, query_lengths, key_lengths, causal=True)
     assert not attended[:3].any()
     assert bool(attended[3:].all())
-    empty = ak.packed_attention(query, key[:0], value[:0], query_lengths, torch.zeros_like(key_lengths))
+    biases = torch.randn(2, 5, requires_grad=True), torch.randn(0, requires_grad=True)
+    empty = ak.packed_attention(
+        query, key[:0], value[:0], query_lengths, torch.zeros_like(key_lengths),
+        distance_bias=biases[0], key_bias=biases[1],
+    )  # fmt: skip
     assert not empty.any()
     empty.sum().backward()
-    assert query.grad is not None
-    assert not query.grad.any()
+    for tensor in (query, *biases):
+        assert tensor.grad is not None  # where weights are sharded, every rank must ask for the same ones
+        assert not tensor.grad.any()
 
 
 def test_dropout_drops_weights_and_keeps_their_mean() -> None:

@@ -123,7 +123,11 @@ def test_compiled_blocks_do_not_recompile_with_lengths(
         assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_ranks_run_equally_many_passes(make_tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("passes", [4, len(TEXT) + 3])
+def test_ranks_run_equally_many_passes(
+    make_tokens: Any, monkeypatch: pytest.MonkeyPatch, passes: int
+) -> None:
+    """Also where another rank has more of them than there are sequences here."""
     t5 = build_t5(_model_config(), 40, decoder=True).eval()
     backbone = Backbone(t5, token_budget=sum(TEXT + TARGET))
     source, target = make_tokens(TEXT), make_tokens(TARGET, seed=1)
@@ -132,10 +136,13 @@ def test_ranks_run_equally_many_passes(make_tokens: Any, monkeypatch: pytest.Mon
     assert (len(encoder_runs), len(decoder_runs)) == (1, 1)
 
     backbone.in_step = True
-    monkeypatch.setattr("atomas.model.backbone.all_gather_sizes", lambda count, device, what: [count, 4])
+    monkeypatch.setattr("atomas.model.backbone.all_gather_sizes", lambda count, device, what: [count, passes])
     split = backbone.language_model_loss(backbone.encode(source), source.lengths, target)
-    assert (len(encoder_runs), len(decoder_runs)) == (1 + 4, 1 + 4)
+    assert (len(encoder_runs), len(decoder_runs)) == (1 + passes, 1 + passes)
     assert_close(split, loss)
+    wanted = torch.autograd.grad(loss, list(t5.parameters()))
+    for ours, theirs in zip(torch.autograd.grad(split, list(t5.parameters())), wanted, strict=True):
+        assert_close(ours, theirs)
 
 
 def test_a_sequence_does_not_depend_on_the_batch_around_it(make_tokens: Any) -> None:

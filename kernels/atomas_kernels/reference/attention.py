@@ -47,7 +47,12 @@ def packed_attention(
     if key_bias is not None:
         of_keys = key_bias.to(query.dtype).index_select(0, layout.key_slots).split(key_slots)
     # Where nothing is attended the result is zero, but part of the graph as every other is.
-    outputs = [(query[:0].sum(dim=0) + key[:0].sum(dim=0) + value[:0].sum(dim=0))[None]]
+    nothing = query[:0].sum(dim=0) + key[:0].sum(dim=0) + value[:0].sum(dim=0)
+    if not layout.groups and bias is not None:
+        nothing = nothing + bias[:, :0].sum(dim=1, keepdim=True)
+    if not layout.groups and key_bias is not None:
+        nothing = nothing + key_bias[:0].sum().to(query.dtype)
+    outputs = [nothing[None]]
     parts = zip(layout.groups, queries, keys, values, of_keys, masks, strict=True)
     for group, q, k, v, of_key, mask in parts:
         addend = _by_distance(group, bias, causal, query)
