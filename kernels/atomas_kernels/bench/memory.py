@@ -75,8 +75,10 @@ def limited(more: int, device: torch.device) -> Iterator[None]:
 
 
 def ran_out(failure: BaseException) -> bool:
-    """Whether an exception says that there was not enough memory."""
-    return isinstance(failure, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(failure)
+    """Whether an exception says that there was not enough memory; C code without room for one says nothing."""
+    return isinstance(failure, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(failure) for words in ("allocate memory", "error return without exception set")
+    )
 
 
 def _status(field: str) -> int:
