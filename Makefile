@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 READY := $(VENV)/.ready
 
 .PHONY: setup demo bench test test-slow lint format clean help
@@ -41,8 +42,8 @@ bench: $(READY)  ## measure operators and the whole step anew on one core, which
 	$(BENCH) render $(MEASURED)_float32.json $(MEASURED)_bfloat16.json $(MEASURED)_scale.json --out docs/results/kernels
 	$(BIN)/python -m atomas.viz.tables
 
-test: $(READY)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
+test: $(READY)  ## the tests, without the slow ones, in JOBS processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist worksteal
 
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow

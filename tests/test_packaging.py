@@ -20,7 +20,7 @@ IMPORT_NAMES = {
     "rouge-score": "rouge_score",
     "kubeflow-trainer-api": "kubeflow_trainer_api",
 }
-TOOLS = {"ruff", "mypy", "pytest"} | {
+TOOLS = {"ruff", "mypy", "pytest", "pytest-xdist"} | {
     "s3fs",
     "flask",
     "flask-cors",

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.ranks import LAUNCHER_VARIABLES, free_port
 from tests.training.conftest import SMALL, losses
 
 STEPS = 6
@@ -23,7 +23,6 @@ SILENCE = 20
 """A busy machine may keep a process's threads waiting for some seconds. A broken connection is noticed at once."""
 SLACK = 40
 """Seconds beyond the limit: exchanges with the store, last words, and a busy machine."""
-LAUNCHER_VARIABLES = ("SLURM_", "OMPI_", "PMI", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_", "TORCHELASTIC_")
 
 
 @dataclass
@@ -139,9 +138,3 @@ class Bench:
             job.wait()
             assert job.codes() == [0] * ranks, job.errors()
         return losses(job.run)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from atomas.distributed.collectives import all_gather_sizes
 from atomas.distributed.gather import gather_rows
+from tests.ranks import run_ranks
 
 
 def test_single_process_is_the_identity() -> None:
@@ -42,4 +42,4 @@ def _worker(rank: int, world: int, path: str) -> None:
 
 def test_gradient_is_that_of_the_global_loss(tmp_path: Path) -> None:
     for world in (2, 4):
-        mp.spawn(_worker, args=(world, str(tmp_path / f"store{world}")), nprocs=world)
+        run_ranks(_worker, world, world, str(tmp_path / f"store{world}"))

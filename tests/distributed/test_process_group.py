@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from atomas.distributed.process_group import fair_threads, share_of_cores
+from tests.ranks import run_ranks
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_bound_and_unbound_ranks(tmp_path: Path) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip("needs two cores")
-    mp.spawn(_worker, args=(str(tmp_path / "store"), cores), nprocs=2)
+    run_ranks(_worker, 2, str(tmp_path / "store"), cores)

@@ -18,8 +18,8 @@ from typing import Any
 from atomas.data.demo import build_demo_corpus
 from atomas.training.autopsy import examine
 from atomas.training.telemetry import read_metrics
-from tests.distributed.jobs import LAUNCHER_VARIABLES
 from tests.faults.outcome import CannotPlayError, Outcome
+from tests.ranks import LAUNCHER_VARIABLES
 from tests.training.conftest import SMALL, losses
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -19,6 +18,7 @@ from atomas.model.atomas import AtomasModel
 from atomas.model.momentum_encoder import Momentum
 from atomas.model.row_store import StorePlace
 from atomas.training.step import contrastive_step
+from tests.ranks import run_ranks
 
 STEPS = 2
 PAIRS = 11
@@ -186,7 +186,7 @@ def test_ranks_and_micro_batches_are_one(world: int, tmp_path: Path, expected: A
     if world == 1:
         found = [list(_steps(slice(0, PAIRS), case)) for case in CASES]
     else:
-        mp.spawn(_worker, args=(world, str(tmp_path)), nprocs=world)
+        run_ranks(_worker, world, world, str(tmp_path))
         found = torch.load(tmp_path / f"world{world}.pt")
     for case, steps in zip(CASES, found, strict=True):
         for step, (ours, theirs) in enumerate(zip(steps, expected[case.problem], strict=True)):

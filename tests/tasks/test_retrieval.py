@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +23,7 @@ from atomas.tasks.retrieval import (
     evaluate_retrieval,
 )
 from atomas.training.model_files import read_model
+from tests.ranks import run_command
 from tests.training.conftest import command
 
 
@@ -38,7 +38,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     arguments = command(corpus, runs, "run", ["--training.max_steps=3", "--momentum.coefficient=0.5"], 1)
-    subprocess.run(arguments, check=True, capture_output=True)
+    run_command(arguments[arguments.index("train") :], 1, runs / "stderr")
     return runs / "run"
 
 

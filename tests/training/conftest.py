@@ -11,6 +11,7 @@ import pytest
 
 from atomas.data.demo import build_demo_corpus
 from atomas.training.telemetry import read_metrics
+from tests.ranks import run_command
 
 SMALL = (
     "--tokenizer.vocab_size=400", "--data.batch_size=8", "--data.token_budget=512", "--data.num_workers=0",
@@ -39,12 +40,8 @@ def train(corpus: Path, tmp_path: Path) -> Trainer:
     def run(
         name: str, *overrides: str, ranks: int = 1, code: int | None = 0
     ) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(
-            command(corpus, tmp_path / "runs", name, overrides, ranks),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        arguments = command(corpus, tmp_path / "runs", name, overrides, ranks)
+        done = run_command(arguments[arguments.index("train") :], ranks, tmp_path / f"{name}.stderr")
         if code is not None:
             assert done.returncode == code, done.stderr[-4000:]
         return done

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -31,6 +30,7 @@ from atomas.training.model_files import build_model
 from atomas.training.shard_files import SavedShards, read_shard, shard_file, shard_tensors
 from atomas.training.shards import MOMENTS, OptimizerShard
 from atomas.training.tensor_files import write_tensors
+from tests.ranks import run_ranks
 
 WORLD = 2
 CASES = (
@@ -233,7 +233,7 @@ def _worker(rank: int, folder: str, cases: Sequence[tuple[str, int, str]]) -> No
 
 @pytest.mark.parametrize("cases", [FEW, pytest.param(CASES, marks=pytest.mark.slow)], ids=["few", "all"])
 def test_momentum_and_checkpoints_in_pieces(tmp_path: Path, cases: Sequence[tuple[str, int, str]]) -> None:
-    mp.spawn(_worker, args=(str(tmp_path), cases), nprocs=WORLD)
+    run_ranks(_worker, WORLD, str(tmp_path), cases)
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
@@ -302,4 +302,4 @@ def _long_worker(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_momentum_of_a_bf16_run_follows_over_2000_updates(tmp_path: Path) -> None:
     """Within the rounding of fp32, where an average kept in bf16 stays behind by more than a tenth of the way."""
-    mp.spawn(_long_worker, args=(str(tmp_path),), nprocs=WORLD)
+    run_ranks(_long_worker, WORLD, str(tmp_path))
