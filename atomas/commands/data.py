@@ -33,7 +33,8 @@ def _register_build(commands: Any) -> None:
             "Every molecule is validated with RDKit; rejected rows go to DIR/rejected.jsonl with the reason."
         ),
         epilog="Examples:  atomas data build pairs.tsv --out corpus --fractions train=0.9,validation=0.1  |  "
-        "atomas data build --split train=train.txt validation=validation.txt --out corpus --exclude other",
+        "atomas data build --split train=train.txt validation=validation.txt --out corpus --exclude other  |  "
+        "atomas data build pairs.parquet --out corpus --slurm cpu --workers 200 --slurm-option account=abc",
     )
     parser.add_argument(
         "inputs", nargs="*", metavar="INPUT", help="pair file (split `train`, or --fractions)"
@@ -72,7 +73,38 @@ def _register_build(commands: Any) -> None:
     parser.add_argument(
         "--columns", metavar="A,B,...", help="the column names of files that have no header line"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: every core)")
+    parser.add_argument(
+        "--identity",
+        choices=("inchikey", "smiles"),
+        default="inchikey",
+        help="what tells that two molecules are the same: InChIKey, or canonical SMILES (faster; no skeletons)",
+    )
+    parser.add_argument(
+        "--deduplicate",
+        nargs="+",
+        choices=("molecule", "text", "pair"),
+        default=[],
+        help="keep only the first record of a split with the same molecule, text, or both (default: keep all)",
+    )
+    parser.add_argument(
+        "--weight", nargs="+", action="extend", default=[], metavar="FILE=W",
+        help="weight of a pair file when sources are mixed, written to the index (default 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: every core); with --slurm: jobs at a time",
+    )
+    parser.add_argument("--slurm", metavar="PARTITION", help="do the work in Slurm arrays of this partition")
+    parser.add_argument(
+        "--slurm-option", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help="option for sbatch, e.g. account=abc time=02:00:00",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory", type=float, default=2.0, metavar="GIB",
+        help="what duplicates and splits are worked out in; more goes to disk (default 2)",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="delete DIR first if it is not a corpus")
     parser.set_defaults(run=_build)
 
@@ -163,9 +195,16 @@ def _build(args: argparse.Namespace) -> None:
         )
 
     from atomas.data.build import BuildOptions, build_corpus
+    from atomas.data.building.engine import Engine, Local, Slurm
     from atomas.data.report import make_console, print_index
     from atomas.data.sources import Columns
 
+    engine: Engine = Local(workers=args.workers)
+    if args.slurm:
+        slurm_options = dict(_parse_pair(pair, "--slurm-option", "account=abc") for pair in args.slurm_option)
+        engine = Slurm(partition=args.slurm, workers=args.workers, options=slurm_options)
+    elif args.slurm_option:
+        raise AtomasError("--slurm-option without --slurm PARTITION")
     options = BuildOptions(
         columns=Columns(
             smiles=args.smiles_column,
@@ -178,7 +217,11 @@ def _build(args: argparse.Namespace) -> None:
         seed=args.seed,
         exclude=args.exclude,
         exclude_by=args.exclude_by,
-        workers=args.workers,
+        identity=args.identity,
+        deduplicate=args.deduplicate,
+        weights=_parse_weights(args.weight),
+        engine=engine,
+        memory_mb=round(args.memory * 1024),
         overwrite=args.overwrite,
     )
     index = build_corpus(files, args.out, options)
@@ -249,6 +292,17 @@ def _parse_fractions(words: Sequence[str]) -> dict[str, float]:
         except ValueError:
             raise AtomasError(f"--fractions {pair}: {share!r} is not a number") from None
     return fractions
+
+
+def _parse_weights(pairs: Sequence[str]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for pair in pairs:
+        source, _, weight = pair.rpartition("=")
+        try:
+            weights[source] = float(weight)
+        except ValueError:
+            raise AtomasError(f"--weight {pair}: write FILE=W as in pairs.tsv=0.5") from None
+    return weights
 
 
 def _parse_pair(pair: str, option: str, example: str) -> tuple[str, str]:

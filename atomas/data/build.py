@@ -1,61 +1,40 @@
 """Pair files -> a corpus of shards: examined in parallel, split, written, published by one rename.
 
-The bytes written depend on the files and the options alone, not on the number of processes. Records keep
-the order of the input within their split.
+The bytes written depend on the files and the recipe alone, not on who did the work nor how often it was killed.
+Records keep the order of the input within their split.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from atomas.data.alignment_check import MAX_ROWS, check_alignment
-from atomas.data.ledger import Ledger
-from atomas.data.molecules import skeleton
-from atomas.data.parallel import available_cores, chunked, ordered_map
-from atomas.data.progress import Progress
-from atomas.data.records import Accepted, Rejected, examine_rows, identity, molecule_keys
-from atomas.data.shards import FORMAT, INDEX_NAME, Corpus, ShardWriter, SplitIndex, file_sha256, write_index
-from atomas.data.sources import Columns, PairFile
-from atomas.data.splitting import SplitBy, split_by_fractions
+from atomas.data.building.assemble import CORPUS, REJECTED_NAME, assemble, load_result, num_tasks, written_file
+from atomas.data.building.engine import Engine, Local, StageError, run_stage
+from atomas.data.building.examine import examine, scan
+from atomas.data.building.plan import Input, Plan, Recipe
+from atomas.data.building.resolve import resolve
+from atomas.data.shards import FORMAT, INDEX_NAME, Corpus, SplitIndex, write_index
+from atomas.data.sources import PairFile
 from atomas.errors import AtomasError
 
-REJECTED_NAME = "rejected.jsonl"
-CHUNK_ROWS = 128
-ROWS_WORTH_A_WORKER = 500
+QUARANTINE_NAME = "quarantine"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """How a corpus is built."""
+class BuildOptions(Recipe):
+    """How a corpus is built: what it holds (the recipe), and who does the work."""
 
-    columns: Columns = field(default_factory=Columns)
-    """Which columns of the pair files hold SMILES, text and id."""
+    engine: Engine = field(default_factory=Local)
+    """This node, or Slurm."""
 
-    fractions: Mapping[str, float] | None = None
-    """Split -> its share; the shares sum to 1. None: every file names its split."""
-
-    by: SplitBy = "random"
-    """What never lies in two splits: a molecule ("random") or a Bemis-Murcko scaffold."""
-
-    seed: int = 0
-    """Of the random order of molecules."""
-
-    exclude: Sequence[str] = ()
-    """Corpora (folders) or pair files whose molecules are left out."""
-
-    exclude_by: Literal["molecule", "skeleton"] = "molecule"
-    """Compare whole InChIKeys, or their first block (leaves out stereoisomers as well)."""
-
-    workers: int | None = None
-    """Processes; None: one for every core."""
+    memory_mb: int = 2048
+    """What duplicates and splits are worked out in; more goes to disk."""
 
     overwrite: bool = False
     """Replace a folder that is not a corpus."""
@@ -64,242 +43,113 @@ class BuildOptions:
 def build_corpus(files: Mapping[str, Sequence[str]], out: Path, options: BuildOptions) -> dict[str, Any]:
     """Build the corpus `out` from `files` (split -> pair files; `options.fractions` splits anew).
 
-    Returns the index. Nothing appears at `out` unless the whole build succeeds. Raises AtomasError for
-    every mistake in the input and for a disk that cannot be written.
+    Returns the index. Nothing appears at `out` unless the whole build succeeds. A build that was killed, or
+    that ran out of disk, goes on where it was when it is started again with the same arguments. Raises
+    AtomasError for every mistake in the input and for a disk that cannot be written.
     """
     _check_options(options)
-    inputs = _open_inputs(files)
+    inputs = _open_inputs(files, options)
     out = Path(out).resolve()
     _check_output(out, inputs, options)
-    partial = out.with_name(f".{out.name}.partial")
+    inputs += [
+        Input(name=Path(source).name, split=None, path=str(Path(source).resolve())) for source in options.exclude
+    ]
+    recipe = Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
+    plan = Plan(out.with_name(f".{out.name}.build"), inputs, recipe)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        index = _build(inputs, partial, options)
-        _publish(partial, out)
+        with plan.lock():
+            index = _build(plan, options)
+            _publish(plan.folder / CORPUS, out)
+            shutil.rmtree(plan.folder)
     except OSError as error:
+        kept = ""
+        if any((plan.folder / "examine").glob("[0-9]*[0-9]")):
+            kept = f"; what is done is kept in {plan.folder}: run the same command again to go on"
+        else:
+            shutil.rmtree(plan.folder, ignore_errors=True)
         raise AtomasError(
             f"cannot write {error.filename or out}: {error.strerror or error}; "
-            "make room and permissions right or choose another --out"
+            f"make room and permissions right or choose another --out{kept}"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return index
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Input:
-    """One pair file; its records call it `name`."""
+def _build(plan: Plan, options: BuildOptions) -> dict[str, Any]:
+    plan.save()
+    folder, stages = plan.folder, plan.folder / "stages"
 
-    name: str
-    split: str
-    file: PairFile
+    def run(name: str, tasks: int, work: Any, label: str, unit: str = "parts") -> None:
+        run_stage(options.engine, stages / name, tasks, partial(work, folder), label=label, unit=unit)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Excluded:
-    """Identities of the molecules to leave out -> number of the corpus that holds them."""
-
-    molecules: dict[int, int]
-    skeletons: dict[int, int]
-
-
-def _build(inputs: Sequence[_Input], partial: Path, options: BuildOptions) -> dict[str, Any]:
-    excluded = _read_excluded(options)
-    spool = partial / "spool.jsonl"
-    ledger = _examine(inputs, spool, partial / REJECTED_NAME, excluded, options)
-    if not len(ledger):
-        raise AtomasError(
-            f"no usable pair in {', '.join(one.file.name for one in inputs)}: the corpus would be empty "
-            f"({sum(ledger.rows)} rows; {ledger.first_rejection or 'no row after the header'})"
+    try:
+        run("scan", len(plan.inputs), scan, "scanning", "files")
+        run("examine", len(plan.save_parts()), examine, "examining")
+        run_stage(
+            options.engine,
+            stages / "resolve",
+            1,
+            partial(resolve, folder, options.memory_mb),
+            label="finding duplicates",
+            unit="corpora",
         )
-    names, split = _assign_splits(ledger, inputs, options)
-    alignment = _check_sources(inputs, ledger, spool)
-    splits = _write_shards(spool, partial, names, split)
-    spool.unlink()
+        result = load_result(folder)
+        run("write", num_tasks(plan, result), assemble, "writing shards", "shards and reports")
+    except StageError:
+        raise
+    except AtomasError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return _finish(plan, result)
+
+
+def _finish(plan: Plan, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the index."""
+    shards: dict[str, list[dict[str, Any]]] = {name: [] for name in plan.split_names}
+    for number, shard in enumerate(result["shards"]):
+        written = json.loads(written_file(plan.folder, number).read_text(encoding="utf-8"))
+        shards[plan.split_names[shard["split"]]] += written["shards"]
+    splits = {
+        name: SplitIndex.from_json(
+            {"num_records": sum(one["num_records"] for one in found), "shards": found}
+        )
+        for name, found in shards.items()
+    }
+    first_check = len(result["shards"])
+    scans = [json.loads(plan.scan_file(n).read_text(encoding="utf-8")) for n in range(len(plan.pair_files))]
     return write_index(
-        partial,
+        plan.folder / CORPUS,
         splits,
-        counts=ledger.counts(split, names),
-        hazards=ledger.total_hazards(split),
-        alignment=alignment,
+        counts=result["counts"],
+        hazards=result["hazards"],
+        alignment={
+            one.name: json.loads(written_file(plan.folder, first_check + number).read_text(encoding="utf-8"))
+            for number, one in enumerate(plan.pair_files)
+        },
         sources=[
             {
                 "name": one.name,
-                "split": None if options.fractions else one.split,
-                "bytes": one.file.path.stat().st_size,
-                "sha256": file_sha256(one.file.path),
-                "rows": ledger.rows[number],
-                "rejected": ledger.rejected[number],
-                "excluded": ledger.excluded[number],
-                "hazards": {name: ledger.hazards[number][name] for name in sorted(ledger.hazards[number])},
+                "split": None if plan.recipe.fractions else one.split,
+                "weight": one.weight,
+                "bytes": scanned["bytes"],
+                "sha256": scanned["sha256"],
+                **found,
             }
-            for number, one in enumerate(inputs)
+            for one, scanned, found in zip(plan.pair_files, scans, result["sources"], strict=True)
         ],
         options={
-            "columns": asdict(options.columns),
-            "fractions": dict(options.fractions) if options.fractions else None,
-            "by": options.by,
-            "seed": options.seed,
-            "exclude": [Path(source).name for source in options.exclude],
-            "exclude_by": options.exclude_by,
+            "columns": asdict(plan.recipe.columns),
+            "fractions": dict(plan.recipe.fractions) if plan.recipe.fractions else None,
+            "by": plan.recipe.by,
+            "seed": plan.recipe.seed,
+            "identity": plan.recipe.identity,
+            "deduplicate": list(plan.recipe.deduplicate),
+            "exclude": [Path(source).name for source in plan.recipe.exclude],
+            "exclude_by": plan.recipe.exclude_by,
         },
     )
 
 
-def _examine(
-    inputs: Sequence[_Input], spool: Path, rejected: Path, excluded: _Excluded, options: BuildOptions
-) -> Ledger:
-    """Turn all rows into records (written to `spool`) and rejections (written to `rejected`)."""
-    ledger = Ledger(len(inputs))
-    total = sum(one.file.count_rows() for one in inputs)
-    chunk_sources: list[int] = []
-
-    def chunks() -> Iterator[tuple[Any, ...]]:
-        for number, one in enumerate(inputs):
-            for rows in chunked(one.file.rows(options.columns), CHUNK_ROWS):
-                chunk_sources.append(number)
-                yield one.name, rows, options.by == "scaffold" and options.fractions is not None
-
-    with (
-        spool.open("wb") as accepted_file,
-        rejected.open("w", encoding="utf-8") as rejected_file,
-        Progress("examining", total, unit="rows") as progress,
-    ):
-        results = ordered_map(examine_rows, chunks(), workers=_num_workers(options, total))
-        for chunk, examined in enumerate(results):
-            source = chunk_sources[chunk]
-            for row in examined:
-                outcome = _leave_out(row, excluded, options)
-                if isinstance(outcome, Accepted):
-                    shares_skeleton = outcome.skeleton in excluded.skeletons
-                    ledger.accept(source, outcome, shares_skeleton=shares_skeleton)
-                    accepted_file.write(outcome.encoded)
-                else:
-                    ledger.reject(source, outcome)
-                    line = {
-                        "file": inputs[source].name,
-                        "line": outcome.line,
-                        "hazard": outcome.hazard,
-                        "reason": outcome.reason,
-                        "row": outcome.excerpt,
-                    }
-                    rejected_file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            progress.update(len(examined))
-    return ledger
-
-
-def _leave_out(row: Accepted | Rejected, excluded: _Excluded, options: BuildOptions) -> Accepted | Rejected:
-    if isinstance(row, Rejected):
-        return row
-    if options.exclude_by == "skeleton":
-        corpus = excluded.skeletons.get(row.skeleton)
-    else:
-        corpus = excluded.molecules.get(row.molecule)
-    if corpus is None:
-        return row
-    record = json.loads(row.encoded)
-    reason = f"its {options.exclude_by} is in {Path(options.exclude[corpus]).name}"
-    return Rejected(row.line, "leakage", reason, f"{record['id']}\t{record['smiles']}"[:200])
-
-
-def _read_excluded(options: BuildOptions) -> _Excluded:
-    excluded = _Excluded(molecules={}, skeletons={})
-    for number, source in enumerate(options.exclude):
-        if Path(source).is_dir():
-            keys: Iterator[tuple[int, int]] = (
-                (identity(record["inchikey"]), identity(skeleton(record["inchikey"])))
-                for split in Corpus.open(source).splits.values()
-                for record in split
-            )
-        else:
-            keys = _molecules_of_file(PairFile.parse(source), options)
-        found = 0
-        for found, (molecule, skeleton_identity) in enumerate(keys, start=1):  # noqa: B007
-            excluded.molecules.setdefault(molecule, number)
-            excluded.skeletons.setdefault(skeleton_identity, number)
-        if not found:
-            raise AtomasError(f"--exclude {source} holds no valid molecule")
-    return excluded
-
-
-def _molecules_of_file(file: PairFile, options: BuildOptions) -> Iterator[tuple[int, int]]:
-    total = file.count_rows()
-    chunks = ((rows,) for rows in chunked(file.rows(Columns(), need_text=False), CHUNK_ROWS))
-    with Progress(f"reading {file.path.name}", total, unit="rows") as progress:
-        for keys in ordered_map(molecule_keys, chunks, workers=_num_workers(options, total)):
-            yield from keys
-            progress.update(CHUNK_ROWS)
-
-
-def _num_workers(options: BuildOptions, rows: int) -> int:
-    return min(options.workers or available_cores(), 1 + rows // ROWS_WORTH_A_WORKER)
-
-
-def _assign_splits(
-    ledger: Ledger, inputs: Sequence[_Input], options: BuildOptions
-) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Names of the splits, and the number of each record's split."""
-    if options.fractions is None:
-        names = list(dict.fromkeys(one.split for one in inputs))
-        split = np.array([names.index(one.split) for one in inputs])[ledger.source]
-    else:
-        names = list(options.fractions)
-        assigned = split_by_fractions(
-            ledger.molecule.tolist(),
-            ledger.scaffold.tolist(),
-            options.fractions,
-            by=options.by,
-            seed=options.seed,
-        )
-        split = np.array([names.index(name) for name in assigned])
-    for number, name in enumerate(names):
-        if not (split == number).any():
-            raise AtomasError(
-                f"split {name!r} would be empty ({len(ledger)} usable pairs in all; "
-                f"{ledger.first_rejection or 'nothing rejected'}): give it more data or a larger fraction"
-            )
-    return names, split
-
-
-def _check_sources(inputs: Sequence[_Input], ledger: Ledger, spool: Path) -> dict[str, Any]:
-    """The alignment check of every source, on an even sample of its records."""
-    samples = [ledger.distinct_rows(number, MAX_ROWS) for number in range(len(inputs))]
-    wanted = set(np.concatenate(samples).tolist())
-    with spool.open("rb") as file:
-        records = {number: json.loads(line) for number, line in enumerate(file) if number in wanted}
-    report = {}
-    with Progress("checking alignment", len(inputs), unit="files") as progress:
-        for one, sample in zip(inputs, samples, strict=True):
-            pairs = [records[number] for number in sample.tolist()]
-            result = check_alignment([pair["smiles"] for pair in pairs], [pair["text"] for pair in pairs])
-            segments = np.array_split(ledger.line[sample], max(1, len(result.segment_aucs)))
-            report[one.name] = asdict(result) | {
-                "suspect_lines": [
-                    [int(segments[number][0]), int(segments[number][-1])]
-                    for number in result.suspect_segments
-                ]
-            }
-            progress.update()
-    return report
-
-
-def _write_shards(
-    spool: Path, partial: Path, names: Sequence[str], split: npt.NDArray[np.int64]
-) -> dict[str, SplitIndex]:
-    with (
-        ExitStack() as stack,
-        spool.open("rb") as file,
-        Progress("writing shards", len(split), unit="records") as progress,
-    ):
-        writers = [stack.enter_context(ShardWriter(partial, name)) for name in names]
-        for number, line in zip(split.tolist(), file, strict=True):
-            writers[number].write_encoded(line)
-            progress.update()
-    return {name: writer.index() for name, writer in zip(names, writers, strict=True)}
-
-
-def _open_inputs(files: Mapping[str, Sequence[str]]) -> list[_Input]:
+def _open_inputs(files: Mapping[str, Sequence[str]], options: BuildOptions) -> list[Input]:
     parsed = [(split, PairFile.parse(source)) for split, sources in files.items() for source in sources]
     if not parsed:
         raise AtomasError("no input: name a pair file, or --split train=FILE")
@@ -309,9 +159,15 @@ def _open_inputs(files: Mapping[str, Sequence[str]]) -> list[_Input]:
     for path in paths:
         if paths.count(path) > 1:
             raise AtomasError(f"{path} is given twice")
+    given = [source for sources in files.values() for source in sources]
+    for source, weight in options.weights.items():
+        if source not in given:
+            raise AtomasError(f"--weight {source}={weight:g}: there is no input {source}")
+        if not weight > 0:
+            raise AtomasError(f"--weight {source}={weight:g}: a weight is more than 0")
     return [
-        _Input(name=name, split=split, file=file)
-        for name, (split, file) in zip(_distinct_names(paths), parsed, strict=True)
+        Input(name=name, split=split, path=str(path), weight=float(options.weights.get(source, 1.0)))
+        for name, (split, _), path, source in zip(_distinct_names(paths), parsed, paths, given, strict=True)
     ]
 
 
@@ -326,8 +182,9 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _check_options(options: BuildOptions) -> None:
-    if options.workers is not None and options.workers < 1:
-        raise AtomasError(f"--workers {options.workers}: at least 1 is needed")
+    workers = options.engine.workers
+    if workers is not None and workers < 1:
+        raise AtomasError(f"--workers {workers}: at least 1 is needed")
     if options.fractions is None:
         return
     total = sum(options.fractions.values())
@@ -336,7 +193,12 @@ def _check_options(options: BuildOptions) -> None:
         raise AtomasError(f"--fractions {shown}: fractions must be positive and sum to 1, not {total:g}")
 
 
-def _check_output(out: Path, inputs: Sequence[_Input], options: BuildOptions) -> None:
+def _check_output(out: Path, inputs: Sequence[Input], options: BuildOptions) -> None:
+    for source in options.exclude:
+        if Path(source).is_dir():
+            Corpus.open(source)
+        else:
+            PairFile.parse(source)
     for read in [one.file.path for one in inputs] + [Path(source) for source in options.exclude]:
         if out in (read.resolve(), *read.resolve().parents):
             raise AtomasError(
@@ -357,17 +219,17 @@ def _is_build(out: Path) -> bool:
     """Whether `out` holds a corpus and nothing else."""
     with suppress(OSError, ValueError, AttributeError):
         index = json.loads((out / INDEX_NAME).read_text(encoding="utf-8"))
-        written = {INDEX_NAME, REJECTED_NAME, *index.get("splits", {})}
+        written = {INDEX_NAME, REJECTED_NAME, QUARANTINE_NAME, *index.get("splits", {})}
         written.update(index.get("tokens", {}).values())
         return index.get("format") == FORMAT and {path.name for path in out.iterdir()} <= written
     return False
 
 
-def _publish(partial: Path, out: Path) -> None:
+def _publish(finished: Path, out: Path) -> None:
     """Put the finished folder in place; an old corpus stays whole until then."""
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         os.replace(out, old)
-    os.replace(partial, out)
+    os.replace(finished, out)
     shutil.rmtree(old, ignore_errors=True)

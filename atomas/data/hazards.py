@@ -18,6 +18,7 @@ HAZARDS = {
     "missing_value": "left out: no SMILES or no text",
     "invalid_molecule": "left out: RDKit refuses the molecule",
     "leakage": "left out: molecule of an excluded corpus",
+    "deduplicated": "left out: molecule, text or pair of an earlier row (--deduplicate)",
     # rows that were repaired
     "doubled_backslash": r"SMILES with \\ for \ (unescaped)",
     "mojibake": "text held UTF-8 read as Latin-1 or Windows-1252 (repaired)",

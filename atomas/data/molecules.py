@@ -3,11 +3,16 @@
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
 from atomas.data.hazards import LONG_SMILES, NOT_IN_T5, SHORT_SMILES
+
+
+IdentityKind = Literal["inchikey", "smiles"]
+"""What two spellings of a molecule share: its standard InChIKey, or (four times as fast) its canonical SMILES."""
 
 
 class InvalidMoleculeError(ValueError):
@@ -19,34 +24,40 @@ class Molecule:
     """One valid molecule.
 
     `smiles` is as written, unescaped. `inchikey` identifies the molecule; where there is no standard
-    InChI (wildcard atoms), it is "SMILES:" and 27 hexadecimal digits of the SHA-256 of `canonical_smiles`.
+    InChI (wildcard atoms) or none is asked for, it is "SMILES:" and 27 hexadecimal digits of the SHA-256 of
+    `canonical_smiles`. `scaffold` is its Bemis-Murcko scaffold if asked for, else "".
     """
 
     smiles: str
     canonical_smiles: str
     inchikey: str
+    scaffold: str
     hazards: tuple[str, ...]
 
 
-def parse_molecule(raw: str) -> Molecule:
+def parse_molecule(raw: str, *, identity: IdentityKind = "inchikey", with_scaffold: bool = False) -> Molecule:
     """Unescape, parse, validate and identify the SMILES `raw`.
 
     Raises InvalidMoleculeError with RDKit's reason.
     """
-    smiles = unescape_smiles(raw.strip())
+    stripped = raw.strip()
+    smiles = unescape_smiles(stripped)
     mol = to_mol(smiles)
     with rdBase.BlockLogs():
         canonical_smiles = Chem.MolToSmiles(mol)
-        inchikey = Chem.MolToInchiKey(mol)
+        inchikey = Chem.MolToInchiKey(mol) if identity == "inchikey" else ""
+        scaffold = ""
+        if with_scaffold:
+            scaffold = str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=False))
     num_heavy_atoms = mol.GetNumHeavyAtoms()
     found = {
-        "doubled_backslash": smiles != raw.strip(),
+        "doubled_backslash": smiles != stripped,
         "not_canonical": smiles != canonical_smiles,
         "multi_component": "." in smiles,
         "wildcard_atom": "*" in canonical_smiles,
         "no_heavy_atom": num_heavy_atoms == 0,
         "single_atom": num_heavy_atoms == 1,
-        "no_inchikey": not inchikey,
+        "no_inchikey": identity == "inchikey" and not inchikey,
         "short_smiles": len(smiles) < SHORT_SMILES,
         "long_smiles": len(smiles) > LONG_SMILES,
         "smiles_outside_t5": not NOT_IN_T5.isdisjoint(smiles),
@@ -55,6 +66,7 @@ def parse_molecule(raw: str) -> Molecule:
         smiles=smiles,
         canonical_smiles=canonical_smiles,
         inchikey=inchikey or f"SMILES:{hashlib.sha256(canonical_smiles.encode()).hexdigest()[:27]}",
+        scaffold=scaffold,
         hazards=tuple(name for name, is_found in found.items() if is_found),
     )
 
@@ -64,12 +76,12 @@ def unescape_smiles(smiles: str) -> str:
 
     Two bond symbols never follow each other in SMILES, so that `\\` can only be an escaped `\`.
     """
-    return re.sub(r"\\{2,}", r"\\", smiles)
+    return re.sub(r"\\{2,}", r"\\", smiles) if "\\\\" in smiles else smiles
 
 
 def to_mol(smiles: str) -> Chem.Mol:
     """Parse without a word on stderr; raises InvalidMoleculeError with RDKit's reason."""
-    if any(character.isspace() for character in smiles):
+    if smiles and smiles.split() != [smiles]:
         raise InvalidMoleculeError("white space inside the SMILES")
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(smiles)
@@ -89,12 +101,6 @@ def is_molecule(smiles: str) -> bool:
     except InvalidMoleculeError:
         return False
     return True
-
-
-def murcko_scaffold(smiles: str) -> str:
-    """Canonical SMILES of the Bemis-Murcko scaffold, without stereo; "" for an acyclic molecule."""
-    with rdBase.BlockLogs():
-        return str(MurckoScaffold.MurckoScaffoldSmiles(mol=to_mol(smiles), includeChirality=False))
 
 
 def skeleton(inchikey: str) -> str:

@@ -201,7 +201,10 @@ def _open_tar(path: Path) -> Any:
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
     """One JSON line: UTF-8, no spaces, keys in the order given."""
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return _ENCODER.encode(record).encode() + b"\n"
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def write_index(

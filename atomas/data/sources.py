@@ -1,18 +1,24 @@
 """Pair files as they come: TSV, CSV, JSON Lines and Parquet, plain, gzipped or inside a zip archive.
 
-TSV is read without quoting (captions hold single `"`), CSV with quoting and any line ends.
+TSV is read without quoting (captions hold single `"`), CSV with quoting and any line ends. A file is cut into parts
+at ends of rows, so that many processes may read it; a part of a compressed file is reached by decompressing what lies
+before it.
 """
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import math
+import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -58,6 +64,27 @@ class Columns:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """Consecutive rows of a file: bytes [start, stop) of what it holds decompressed (Parquet: rows).
+
+    `line` is the number of the first line; `rows` at most how many there are.
+    """
+
+    start: int
+    stop: int
+    line: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The names of a file's columns and the parts it is cut into."""
+
+    names: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairFile:
     """A file of molecule-text pairs; `member` is the file inside a zip archive."""
 
@@ -99,25 +126,54 @@ class PairFile:
 
         Raises AtomasError if a column is missing (naming those there are) or the file cannot be read.
         """
+        layout = self.layout(columns, part_bytes=None, need_text=need_text)
+        for part in layout.parts:
+            yield from self.read(layout.names, part, columns, need_text=need_text)
 
-        def choose(names: Sequence[str]) -> _Chosen:
-            return _choose_columns(self.name, names, columns, need_text=need_text)
+    def layout(self, columns: Columns, *, part_bytes: int | None, need_text: bool = True) -> Layout:
+        """Cut into parts of about `part_bytes` (None: one part) that end where a row does.
 
+        Raises AtomasError as `rows` does.
+        """
+        size = part_bytes or sys.maxsize
         with self._open() as file:
             if self.kind == "parquet":
-                yield from _parquet_rows(file, choose)
+                layout = _parquet_layout(file, size)
             elif self.kind == "jsonl":
-                yield from _jsonl_rows(_as_text(file, newline="\n"), choose)
+                layout = _layout(_jsonl_ends(file), _jsonl_names, None, size)
             else:
                 records = _csv_records(file) if self.kind == "csv" else _tsv_records(file)
-                yield from _table_rows(records, columns.header, choose)
+                layout = _layout(records, lambda fields: fields, columns.header, size)
+        if layout.names:
+            _choose_columns(self.name, layout.names, columns, need_text=need_text)
+        return layout
 
-    def count_rows(self) -> int:
-        """About how many rows there are (line ends, for a progress bar)."""
+    def read(
+        self, names: Sequence[str], part: Part, columns: Columns, *, need_text: bool = True
+    ) -> Iterator[Row]:
+        """The rows of one part; `names` are those of the file's layout."""
+        # A file of JSON lines without one object has no names, and no row that is usable.
+        chosen = _Chosen("", None, None)
+        if names:
+            chosen = _choose_columns(self.name, names, columns, need_text=need_text)
         with self._open() as file:
             if self.kind == "parquet":
-                return int(_parquet(file).metadata.num_rows)
-            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
+                yield from _parquet_rows(file, part, chosen)
+                return
+            file.seek(part.start)
+            if self.kind == "jsonl":
+                yield from _jsonl_rows(file, part, chosen)
+            else:
+                records = _csv_records(file, part) if self.kind == "csv" else _tsv_records(file, part)
+                yield from _table_rows(records, names, chosen)
+
+    def num_bytes(self) -> int:
+        """About how many bytes it holds decompressed."""
+        if self.member is not None:
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.getinfo(self.member).file_size
+        size = self.path.stat().st_size
+        return size * 4 if self.gzipped or self.kind == "parquet" else size
 
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:
@@ -191,46 +247,106 @@ def _match(names: Sequence[str], wanted: Sequence[str]) -> str | None:
     return next((folded[name] for name in wanted if name in folded), None)
 
 
-def _as_text(file: IO[bytes], *, newline: str) -> io.TextIOWrapper:
-    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+Record = tuple[int, list[str], int]
+"""Number of a row's first line, its fields, and the byte at which the next row begins."""
 
 
-def _tsv_records(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(_as_text(file, newline="\n"), start=1):
+def _lines(file: IO[bytes], part: Part | None) -> Iterator[tuple[int, str, int]]:
+    """Lines (ended by LF) of a file or of a part, with their number and the byte after them."""
+    end = part.start if part else 0
+    for number, line in enumerate(file, start=part.line if part else 1):
+        start, end = end, end + len(line)
+        if not start and line.startswith(codecs.BOM_UTF8):
+            line = line[len(codecs.BOM_UTF8) :]
+        yield number, line.decode(errors="surrogateescape"), end
+        if part and end >= part.stop:
+            return
+
+
+def _tsv_records(file: IO[bytes], part: Part | None = None) -> Iterator[Record]:
+    for number, line, end in _lines(file, part):
         if line.strip():
-            yield number, line.rstrip("\r\n").split("\t")
+            yield number, line.rstrip("\r\n").split("\t"), end
 
 
-def _csv_records(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(_as_text(file, newline=""))
-    first_line = 1
+def _csv_records(file: IO[bytes], part: Part | None = None) -> Iterator[Record]:
+    consumed = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal consumed
+        for _, line, end in _lines(file, part):
+            consumed = end - len(line.encode(errors="surrogateescape"))
+            for piece in _CSV_LINE.findall(line):
+                consumed += len(piece.encode(errors="surrogateescape"))
+                yield piece
+
+    reader = csv.reader(lines())
+    before = part.line - 1 if part else 0
+    first_line = before + 1
     for fields in reader:
         if fields:
-            yield first_line, fields
-        first_line = reader.line_num + 1
+            yield first_line, fields, consumed
+        first_line = before + reader.line_num + 1
 
 
-def _table_rows(
-    records: Iterator[tuple[int, list[str]]],
+_CSV_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+"""A line with its end, be it CR, LF or both."""
+
+
+def _jsonl_ends(file: IO[bytes]) -> Iterator[Record]:
+    """As records of one field, the whole line."""
+    for number, line, end in _lines(file, None):
+        if line.strip():
+            yield number, [line], end
+
+
+def _jsonl_names(fields: Sequence[str]) -> Sequence[str]:
+    """Keys of an object; none of anything else."""
+    with suppress(ValueError):
+        values = json.loads(fields[0])
+        if isinstance(values, dict):
+            return list(values)
+    return ()
+
+
+def _layout(
+    records: Iterator[Record],
+    read_names: Callable[[Sequence[str]], Sequence[str]],
     header: Sequence[str] | None,
-    choose: Callable[[Sequence[str]], _Chosen],
-) -> Iterator[Row]:
-    if header is None:
-        _, header = next(records, (0, []))
-        if not header:
-            return
-    chosen = choose(header)
-    for line, fields in records:
-        values = dict(zip(header, fields, strict=False))
+    part_bytes: int,
+) -> Layout:
+    """Parts of the records; the column names are `header` or, with `read_names`, those of the first that has any."""
+    names = tuple(header or ())
+    is_table = read_names is not _jsonl_names
+    parts: list[Part] = []
+    start = line = rows = end = 0
+    for number, fields, end in records:
+        if not names:
+            names = tuple(read_names(fields))
+            if is_table:
+                start = end
+                continue
+        line = line or number
+        rows += 1
+        if end - start >= part_bytes:
+            parts.append(Part(start=start, stop=end, line=line, rows=rows))
+            start, line, rows = end, 0, 0
+    if rows:
+        parts.append(Part(start=start, stop=end, line=line, rows=rows))
+    return Layout(names=names, parts=tuple(parts))
+
+
+def _table_rows(records: Iterator[Record], names: Sequence[str], chosen: "_Chosen") -> Iterator[Row]:
+    for line, fields, _ in records:
+        values = dict(zip(names, fields, strict=False))
         problem = ""
-        if len(fields) != len(header):
-            problem = f"{len(fields)} fields where the header names {len(header)}"
+        if len(fields) != len(names):
+            problem = f"{len(fields)} fields where the header names {len(names)}"
         yield _row(line, values, chosen, problem, "\t".join(fields))
 
 
-def _jsonl_rows(lines: io.TextIOWrapper, choose: Callable[[Sequence[str]], _Chosen]) -> Iterator[Row]:
-    chosen = None
-    for number, line in enumerate(lines, start=1):
+def _jsonl_rows(file: IO[bytes], part: Part, chosen: "_Chosen") -> Iterator[Row]:
+    for number, line, _ in _lines(file, part):
         if not line.strip():
             continue
         try:
@@ -241,22 +357,44 @@ def _jsonl_rows(lines: io.TextIOWrapper, choose: Callable[[Sequence[str]], _Chos
         if problem:
             yield Row(number, "", "", "", problem, _excerpt(line))
             continue
-        chosen = chosen or choose(list(values))
         yield _row(number, values, chosen, "", line)
 
 
-def _parquet_rows(file: IO[bytes], choose: Callable[[Sequence[str]], _Chosen]) -> Iterator[Row]:
+def _parquet_layout(file: IO[bytes], part_bytes: int) -> Layout:
+    parquet = _parquet(file)
+    total = int(parquet.metadata.num_rows)
+    groups = [parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups)]
+    row_bytes = max(1, sum(group.total_byte_size for group in groups) // max(1, total))
+    step = max(1, part_bytes // row_bytes)
+    parts = [
+        Part(start=start, stop=min(start + step, total), line=start + 1, rows=min(step, total - start))
+        for start in range(0, total, step)
+    ]
+    return Layout(names=tuple(parquet.schema_arrow.names), parts=tuple(parts))
+
+
+def _parquet_rows(file: IO[bytes], part: Part, chosen: "_Chosen") -> Iterator[Row]:
     import pyarrow
 
     parquet = _parquet(file)
-    chosen = choose(parquet.schema_arrow.names)
     wanted = list(dict.fromkeys(name for name in chosen if name is not None))
-    number = 0
+    ends = list(
+        accumulate(parquet.metadata.row_group(g).num_rows for g in range(parquet.metadata.num_row_groups))
+    )
+    groups = [
+        group
+        for group, (first, end) in enumerate(zip([0, *ends], ends, strict=False))
+        if first < part.stop and end > part.start
+    ]
+    number = ends[groups[0] - 1] if groups and groups[0] else 0
     try:
-        for batch in parquet.iter_batches(batch_size=4096, columns=wanted):
-            for values in batch.to_pylist():
-                number += 1
-                yield _row(number, values, chosen, "", "\t".join(str(value) for value in values.values()))
+        for batch in parquet.iter_batches(batch_size=4096, row_groups=groups, columns=wanted):
+            first = max(0, part.start - number)
+            last = min(batch.num_rows, part.stop - number)
+            for offset, values in enumerate(batch.slice(first, max(0, last - first)).to_pylist()):
+                line = number + first + offset + 1
+                yield _row(line, values, chosen, "", "\t".join(str(value) for value in values.values()))
+            number += batch.num_rows
     except pyarrow.ArrowException as error:
         raise OSError(f"damaged after row {number}: {error}") from error
 

@@ -77,6 +77,12 @@ _LOST = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MARKUP = re.compile(r"&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]{2,8});|</?(?:sub|sup|i|b|em|p|br|a)\b[^>]*>")
 
 
+_PHRASE = r"(?:'[^'\\\n]*'|\"[^\"\\\n]*\")"
+_PLAIN_SET = re.compile(rf"\{{{_PHRASE}(?:, {_PHRASE})*\}}")
+"""A set as `repr` writes it, without an escape."""
+_PLAIN_PHRASE = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+
+
 def _decode(match: re.Match[str]) -> str:
     try:
         return bytes(_WINDOWS.get(character, ord(character) & 0xFF) for character in match[0]).decode()
@@ -88,6 +94,8 @@ def _phrase_set(text: str) -> list[str] | None:
     """The phrases of a text like `{'antioxidant', "alzheimer's disease"}` in written order, or None."""
     if not (text.startswith(("{'", '{"')) and text.endswith("}")):
         return None
+    if _PLAIN_SET.fullmatch(text):  # Python's parser takes as long as RDKit
+        return [(single or double).strip() for single, double in _PLAIN_PHRASE.findall(text)]
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from atomas.data.build import BuildOptions, build_corpus
+from atomas.data.building.engine import Local
 from atomas.data.hazards import HAZARDS
 from atomas.data.shards import Corpus, file_sha256
 from atomas.data.sources import Columns
 from atomas.errors import AtomasError
 
-ONE = BuildOptions(workers=1)
+ONE = BuildOptions(engine=Local(workers=1))
 NAMES = (
     "methane",
     "ethane",
@@ -209,7 +210,7 @@ def test_bytes_do_not_depend_on_workers(shared_data: Path, tmp_path: Path) -> No
     shas = []
     for workers in (1, 3):
         out = tmp_path / f"{workers}" / "out"
-        build_corpus(files, out, BuildOptions(workers=workers, fractions=fractions, by="scaffold"))
+        build_corpus(files, out, BuildOptions(engine=Local(workers=workers), fractions=fractions, by="scaffold"))
         shas.append({str(p.relative_to(out)): file_sha256(p) for p in out.rglob("*") if p.is_file()})
     assert shas[0] == shas[1]
     assert len(shas[0]) == 5
@@ -272,7 +273,7 @@ def test_duplicates_are_counted_within_splits(tmp_path: Path) -> None:
             "split 'test' would be empty",
         ),
         ([("C", "methane")], replace(ONE, fractions={"train": 0.9, "test": 0.2}), "sum to 1, not 1.1"),
-        ([("C", "methane")], replace(ONE, workers=0), "at least 1"),
+        ([("C", "methane")], replace(ONE, engine=Local(workers=0)), "at least 1"),
         ([("C", "methane")], replace(ONE, exclude=("nowhere",)), "there is no file nowhere"),
     ],
 )

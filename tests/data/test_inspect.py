@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from atomas.data.build import BuildOptions, build_corpus
+from atomas.data.building.engine import Local
 from atomas.data.inspect import histogram, inspect_corpus
 from atomas.data.report import list_warnings
 from atomas.data.shards import Corpus
@@ -20,7 +21,7 @@ def corpus(tmp_path: Path) -> Path:
     (tmp_path / "pairs.tsv").write_text("\n".join(["smiles\ttext", *rows]) + "\n")
     fractions = {"train": 0.9, "test": 0.1}
     files = {"train": [str(tmp_path / "pairs.tsv")]}
-    build_corpus(files, tmp_path / "corpus", BuildOptions(workers=1, fractions=fractions))
+    build_corpus(files, tmp_path / "corpus", BuildOptions(engine=Local(workers=1), fractions=fractions))
     return tmp_path / "corpus"
 
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from atomas.data.molecules import (
     InvalidMoleculeError,
-    murcko_scaffold,
     parse_molecule,
     skeleton,
     unescape_smiles,
@@ -82,10 +81,24 @@ def test_skeleton_forgets_stereo() -> None:
     assert skeleton(left) == skeleton(right) == "QNAYBMKLOCPYGJ"
 
 
-def test_murcko_scaffold() -> None:
-    assert murcko_scaffold("CC(=O)Oc1ccccc1C(=O)O") == "c1ccccc1"
-    assert murcko_scaffold("C[C@@H]1CCCN1c1ccccc1") == "c1ccc(N2CCCC2)cc1"
-    assert murcko_scaffold("CCO") == ""
+@pytest.mark.parametrize(
+    ("smiles", "scaffold"),
+    [
+        ("CC(=O)Oc1ccccc1C(=O)O", "c1ccccc1"),
+        ("C[C@@H]1CCCN1c1ccccc1", "c1ccc(N2CCCC2)cc1"),
+        ("CCO", ""),
+    ],
+)
+def test_murcko_scaffold(smiles: str, scaffold: str) -> None:
+    assert parse_molecule(smiles, with_scaffold=True).scaffold == scaffold
+    assert parse_molecule(smiles).scaffold == ""
+
+
+def test_fast_identity_is_that_of_the_canonical_smiles() -> None:
+    one, same, other = (parse_molecule(smiles, identity="smiles") for smiles in ("CCO", "OCC", "CCN"))
+    assert one.inchikey == same.inchikey != other.inchikey
+    assert one.inchikey.startswith("SMILES:")
+    assert "no_inchikey" not in one.hazards
 
 
 def test_real_chebi_backslashes(shared_data: Path) -> None:

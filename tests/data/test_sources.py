@@ -72,7 +72,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, write: Call
     rows = read(tmp_path / name)
     assert [[row.id, row.smiles, row.text] for row in rows] == PAIRS
     assert not any(row.problem for row in rows)
-    assert PairFile.parse(str(tmp_path / name)).count_rows() >= 3
+    assert len(rows) == 3
 
 
 def test_zip_member(tmp_path: Path) -> None:
