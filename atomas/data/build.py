@@ -14,7 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from atomas.data.building.assemble import CORPUS, REJECTED_NAME, assemble, load_result, num_tasks, written_file
+from atomas.data.building.assemble import (
+    CORPUS,
+    REJECTED_NAME,
+    assemble,
+    load_result,
+    num_tasks,
+    written_file,
+)
 from atomas.data.building.engine import Engine, Local, StageError, run_stage
 from atomas.data.building.examine import examine, scan
 from atomas.data.building.plan import Input, Plan, Recipe
@@ -52,7 +59,8 @@ def build_corpus(files: Mapping[str, Sequence[str]], out: Path, options: BuildOp
     out = Path(out).resolve()
     _check_output(out, inputs, options)
     inputs += [
-        Input(name=Path(source).name, split=None, path=str(Path(source).resolve())) for source in options.exclude
+        Input(name=Path(source).name, split=None, path=str(Path(source).resolve()))
+        for source in options.exclude
     ]
     recipe = Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
     plan = Plan(out.with_name(f".{out.name}.build"), inputs, recipe)
@@ -109,9 +117,7 @@ def _finish(plan: Plan, result: Mapping[str, Any]) -> dict[str, Any]:
         written = json.loads(written_file(plan.folder, number).read_text(encoding="utf-8"))
         shards[plan.split_names[shard["split"]]] += written["shards"]
     splits = {
-        name: SplitIndex.from_json(
-            {"num_records": sum(one["num_records"] for one in found), "shards": found}
-        )
+        name: SplitIndex.from_json({"num_records": sum(one["num_records"] for one in found), "shards": found})
         for name, found in shards.items()
     }
     first_check = len(result["shards"])

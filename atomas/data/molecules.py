@@ -10,7 +10,6 @@ from rdkit.Chem.Scaffolds import MurckoScaffold
 
 from atomas.data.hazards import LONG_SMILES, NOT_IN_T5, SHORT_SMILES
 
-
 IdentityKind = Literal["inchikey", "smiles"]
 """What two spellings of a molecule share: its standard InChIKey, or (four times as fast) its canonical SMILES."""
 

@@ -31,7 +31,10 @@ def split_query(fractions: Mapping[str, float], by: SplitBy, seed: int) -> str:
         ), placed AS (
             SELECT key, sum(size) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING) - size / 2 AS middle,
                 (SELECT sum(size) FROM molecules) AS total
-            FROM (SELECT key, sum(size) AS size, sha256(concat('{int(seed)}:', key)) AS hash FROM molecules GROUP BY key)
+            FROM (
+                SELECT key, sum(size) AS size, sha256(concat('{int(seed)}:', key)) AS hash
+                FROM molecules GROUP BY key
+            )
         ), assigned AS (
             SELECT molecule, CASE {cases or "WHEN false THEN 0 "}ELSE {numbers[-1]} END AS split
             FROM molecules JOIN placed USING (key)

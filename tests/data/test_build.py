@@ -1,12 +1,14 @@
 """`atomas data build` on real files and on small ones made for one hazard each."""
 
+import fcntl
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 
 from atomas.data.build import BuildOptions, build_corpus
 from atomas.data.building.engine import Local
+from atomas.data.building.plan import Criterion
 from atomas.data.hazards import HAZARDS
 from atomas.data.shards import Corpus, file_sha256
 from atomas.data.sources import Columns
@@ -207,13 +210,15 @@ def test_rejected_rows_have_file_line_and_reason(tmp_path: Path) -> None:
 def test_bytes_do_not_depend_on_workers(shared_data: Path, tmp_path: Path) -> None:
     files = {"train": [str(shared_data / "iupac/validation.txt")]}
     fractions = {"train": 0.8, "validation": 0.1, "test": 0.1}
-    shas = []
+    found = []
     for workers in (1, 3):
         out = tmp_path / f"{workers}" / "out"
-        build_corpus(files, out, BuildOptions(engine=Local(workers=workers), fractions=fractions, by="scaffold"))
-        shas.append({str(p.relative_to(out)): file_sha256(p) for p in out.rglob("*") if p.is_file()})
-    assert shas[0] == shas[1]
-    assert len(shas[0]) == 5
+        build_corpus(
+            files, out, BuildOptions(engine=Local(workers=workers), fractions=fractions, by="scaffold")
+        )
+        found.append(shas(out))
+    assert found[0] == found[1]
+    assert len(found[0]) == 5
 
 
 def test_named_splits_sources_and_overlap(tmp_path: Path) -> None:
@@ -340,19 +345,171 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
 
 
-def test_killed_build_leaves_no_corpus_and_the_next_one_succeeds(tmp_path: Path) -> None:
-    rows = [("C" * (i % 60 + 1), f"text number {i}") for i in range(40_000)]
-    source, out = write_tsv(tmp_path / "pairs.tsv", rows), tmp_path / "out"
-    command = [sys.executable, "-m", "atomas", "data", "build", source, "--out", str(out), "--workers", "2"]
-    process = subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    spool = tmp_path / ".out.partial/spool.jsonl"
-    deadline = time.monotonic() + 200
-    while not (spool.exists() and spool.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, 9)
+def start_build(source: str, out: Path, *options: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "atomas", "data", "build", source, "--out", str(out), *options]
+    return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def finished_parts(work: Path) -> set[str]:
+    return {path.name for path in (work / "examine").glob("[0-9]*") if path.name.isdigit()}
+
+
+def kill_when(process: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert spool.exists()
+
+
+def shas(out: Path) -> dict[str, str]:
+    return {str(p.relative_to(out)): file_sha256(p) for p in out.rglob("*") if p.is_file()}
+
+
+def test_killed_build_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
+    rows = [("C" * (i % 60 + 1), f"text number {i}") for i in range(20_000)]
+    source = write_tsv(tmp_path / "pairs.tsv", rows)
+    out, work = tmp_path / "out", tmp_path / ".out.build"
+    options = ("--workers", "2", "--identity", "smiles", "--fractions", "train=0.9,test=0.1")
+    kill_when(start_build(source, out, *options), lambda: len(finished_parts(work)) >= 2)
+    done = {name: (work / "examine" / name).stat().st_mtime_ns for name in finished_parts(work)}
+    assert len(done) >= 2
     assert not out.exists()
-    build(alkanes(tmp_path / "fewer.tsv"), out)
-    assert Corpus.open(out).split("train").num_records == 10
-    assert not spool.parent.exists()
+    # A part can be complete before it is marked; one process each may be caught between the two.
+    marked = {path.name for path in (work / "stages/examine/completions").iterdir()}
+    assert len(marked) >= len(done) - 2
+    kill_when(start_build(source, out, *options), (work / "resolve/result.json").exists)
+    assert not out.exists()
+    examined = {name: (work / "examine" / name).stat().st_mtime_ns for name in finished_parts(work)}
+    assert len(examined) > len(done)
+    redone = [name for name, when in done.items() if examined[name] != when]
+    assert len(redone) <= len(done) - len(marked)
+    assert start_build(source, out, *options).wait(timeout=300) == 0
+    assert not work.exists()
+    fresh = BuildOptions(engine=Local(workers=1), identity="smiles", fractions={"train": 0.9, "test": 0.1})
+    build(source, tmp_path / "fresh", fresh)
+    assert shas(out) == shas(tmp_path / "fresh")
+    assert Corpus.open(out).split("train").num_records == 18_000
+
+
+def test_killed_build_with_other_input_starts_anew(tmp_path: Path) -> None:
+    source, out, work = alkanes(tmp_path / "pairs.tsv"), tmp_path / "out", tmp_path / ".out.build"
+    kill_when(start_build(source, out, "--workers", "1"), (work / "stages/scan").exists)
+    assert not out.exists()
+    build(alkanes(tmp_path / "fewer.tsv", 0, 5), out)
+    assert Corpus.open(out).split("train").num_records == 5
+    assert not work.exists()
+
+
+def test_worker_that_is_killed_is_an_error_and_its_build_can_go_on(tmp_path: Path) -> None:
+    rows = [("C" * (i % 60 + 1), f"text number {i}") for i in range(20_000)]
+    source, out, work = write_tsv(tmp_path / "pairs.tsv", rows), tmp_path / "out", tmp_path / ".out.build"
+    command = [
+        sys.executable,
+        "-m",
+        "atomas",
+        "data",
+        "build",
+        source,
+        "--out",
+        str(out),
+        "--identity",
+        "smiles",
+    ]
+    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 120
+    while not finished_parts(work) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert error.splitlines()[-1].startswith("atomas: error: a process died while examining (out of memory?)")
+    assert finished_parts(work)
+    assert not out.exists()
+
+
+def test_second_build_of_the_same_folder_is_refused(tmp_path: Path) -> None:
+    source, work = alkanes(tmp_path / "pairs.tsv"), tmp_path / ".out.build"
+    work.mkdir()
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(AtomasError, match="another build of out is running"):
+            build(source, tmp_path / "out")
+    build(source, tmp_path / "out")
+
+
+def test_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
+    rows = [("C" * (i % 30 + 1), "x" * 400 + str(i)) for i in range(2_000)]
+    source, out = write_tsv(tmp_path / "pairs.tsv", rows), tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, hard))  # parts fit, the shard does not
+    try:
+        with pytest.raises(
+            AtomasError, match=r"File too large; make room .*run the same command again"
+        ) as caught:
+            build(source, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+    parts = finished_parts(tmp_path / ".out.build")
+    assert len(parts) >= 2
+    before = {name: (tmp_path / ".out.build/examine" / name).stat().st_mtime_ns for name in parts}
+    assert before
+    build(source, out)
+    assert Corpus.open(out).split("train").num_records == 2_000
+
+
+def test_deduplicated_by_molecule_text_and_pair(tmp_path: Path) -> None:
+    rows = [("CCO", "a"), ("OCC", "a"), ("CCO", "b"), ("CC", "b"), ("C", "c")]
+    source = write_tsv(tmp_path / "pairs.tsv", rows)
+    wanted: dict[tuple[Criterion, ...], list[int]] = {
+        ("pair",): [2, 4, 5, 6],
+        ("molecule",): [2, 5, 6],
+        ("text",): [2, 4, 6],
+        ("molecule", "text"): [2, 5, 6],
+        ("text", "molecule"): [2, 6],
+    }
+    for criteria, kept in wanted.items():
+        index = build(source, tmp_path / "out", replace(ONE, deduplicate=criteria))
+        assert [int(record["id"]) for record in Corpus.open(tmp_path / "out").split("train")] == kept
+        assert index["hazards"]["deduplicated"] == index["counts"]["deduplicated"] == 5 - len(kept)
+        dropped = [row for row in read_rejected(tmp_path / "out") if row["hazard"] == "deduplicated"]
+        assert sorted([row["line"] for row in dropped] + kept) == [2, 3, 4, 5, 6]
+
+
+def test_deduplicated_across_files_of_a_split(tmp_path: Path) -> None:
+    files = {
+        "train": [alkanes(tmp_path / "a.tsv", 0, 6), alkanes(tmp_path / "b.tsv", 4, 8)],
+        "test": [alkanes(tmp_path / "c.tsv", 7, 10)],
+    }
+    index = build_corpus(files, tmp_path / "out", replace(ONE, deduplicate=("molecule",)))
+    assert [source["deduplicated"] for source in index["sources"]] == [0, 2, 0]
+    assert index["counts"]["overlap"][0]["molecules"] == 1
+    assert [source["records"] for source in index["sources"]] == [{"train": 6}, {"train": 2}, {"test": 3}]
+
+
+def test_weights_are_recorded(tmp_path: Path) -> None:
+    one, other = alkanes(tmp_path / "a.tsv", 0, 6), alkanes(tmp_path / "b.tsv", 4, 8)
+    index = build_corpus({"train": [one, other]}, tmp_path / "out", replace(ONE, weights={other: 0.5}))
+    assert [source["weight"] for source in index["sources"]] == [1.0, 0.5]
+    with pytest.raises(AtomasError, match=r"there is no input c\.tsv"):
+        build_corpus({"train": [one, other]}, tmp_path / "out", replace(ONE, weights={"c.tsv": 0.5}))
+
+
+def test_parts_and_shards_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small shards: their records go on where the shard before ends, across parts and splits."""
+    monkeypatch.setattr("atomas.data.building.resolve.SHARD_BYTES", 100_000)
+    monkeypatch.setattr("atomas.data.building.plan.MIN_PART_BYTES", 10_000)
+    rows = [("C" * (i % 30 + 1), f"text number {i} " + "x" * (i % 97)) for i in range(4_000)]
+    source = write_tsv(tmp_path / "pairs.tsv", rows)
+    build(source, tmp_path / "out", replace(ONE, fractions={"train": 0.7, "test": 0.3}, identity="smiles"))
+    corpus = Corpus.open(tmp_path / "out")
+    found = {name: [int(record["id"]) for record in split] for name, split in corpus.splits.items()}
+    assert sorted(found["train"] + found["test"]) == list(range(2, 4_002))
+    for name, split in corpus.splits.items():
+        assert found[name] == sorted(found[name])
+        assert len(split.shards) >= 3
+        assert all(shard.num_records % 256 == 0 for shard in split.shards[:-1])
+        assert [block.num_records for block in split.blocks][:-1] == [256] * (len(split.blocks) - 1)

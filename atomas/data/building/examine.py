@@ -145,4 +145,6 @@ def _write_keys(path: Path, columns: dict[str, "array[int]"]) -> None:
     from pyarrow import parquet
 
     table = pa.table({name: np.asarray(column, dtype=np.int64) for name, column in columns.items()})
-    parquet.write_table(table, path, compression="NONE", use_dictionary=False)
+    buffer = pa.BufferOutputStream()
+    parquet.write_table(table, buffer, compression="NONE", use_dictionary=False)
+    path.write_bytes(buffer.getvalue())  # so that a full disk is an OSError like any other

@@ -1,15 +1,15 @@
 """What a build does, in files that its processes share on one node or many.
 
-    .NAME.build/
-        plan.json           inputs and options; another plan in the same folder starts anew
-        lock                held while a build runs
-        scan/000000.json    parts of one file
-        parts.json          all parts
-        examine/000000/     records.jsonl, rejected.jsonl, keys.parquet, summary.json of one part
-        resolve/            decisions of every part, shards to write, counts
-        write/              what became of every shard
-        corpus/             the corpus, renamed to NAME when it is complete
-        stages/             marks of the tasks that are done, and their logs
+.NAME.build/
+plan.json           inputs and options; another plan in the same folder starts anew
+lock                held while a build runs
+scan/000000.json    parts of one file
+parts.json          all parts
+examine/000000/     records.jsonl, rejected.jsonl, keys.parquet, summary.json of one part
+resolve/            decisions of every part, shards to write, counts
+write/              what became of every shard
+corpus/             the corpus, renamed to NAME when it is complete
+stages/             marks of the tasks that are done, and their logs
 """
 
 import fcntl

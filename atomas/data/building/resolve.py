@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from atomas.data.alignment_check import MAX_ROWS
 from atomas.data.building.examine import KEYS, SUMMARY
 from atomas.data.building.plan import Plan, PlannedPart
 from atomas.data.hazards import HAZARDS
-from atomas.data.splitting import split_query
 from atomas.data.shards import BLOCK_SIZE, SHARD_BYTES
+from atomas.data.splitting import split_query
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 
@@ -78,6 +79,7 @@ class open_database:  # noqa: N801
     def __init__(self, path: Path, memory_mb: int) -> None:
         import duckdb
 
+        self._path = path
         self._database = duckdb.connect(
             str(path),
             config={
@@ -92,8 +94,14 @@ class open_database:  # noqa: N801
     def __enter__(self) -> Any:
         return self._database
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import duckdb
+
         self._database.close()
+        if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
+            raise OSError(None, str(error).splitlines()[0], str(self._path)) from error
 
 
 def replace_records(database: Any, query: str) -> None:
@@ -124,8 +132,8 @@ def _summaries(plan: Plan, parts: Sequence[PlannedPart]) -> list[dict[str, Any]]
 def _load(database: Any, plan: Plan, parts: Sequence[PlannedPart]) -> None:
     """Tables `records` (outcome 0) and `excluded`."""
     database.execute(
-        "CREATE TABLE records (ord BIGINT, source INTEGER, outcome INTEGER, line BIGINT, bytes BIGINT, molecule BIGINT, "
-        "skeleton BIGINT, text BIGINT, scaffold BIGINT, hazards BIGINT)"
+        "CREATE TABLE records (ord BIGINT, source INTEGER, outcome INTEGER, line BIGINT, bytes BIGINT, "
+        "molecule BIGINT, skeleton BIGINT, text BIGINT, scaffold BIGINT, hazards BIGINT)"
     )
     database.execute("CREATE TABLE excluded (molecule BIGINT, skeleton BIGINT, reference INTEGER)")
     first_reference = len(plan.pair_files)
@@ -136,8 +144,8 @@ def _load(database: Any, plan: Plan, parts: Sequence[PlannedPart]) -> None:
                 plan.split_names.index(plan.inputs[one.file].split) if plan.recipe.fractions is None else 0
             )
             database.execute(
-                "INSERT INTO records SELECT (? << 32) | file_row_number, ?, ?, line, bytes, molecule, skeleton, text, "
-                "scaffold, hazards FROM read_parquet(?, file_row_number = true)",
+                "INSERT INTO records SELECT (?::BIGINT << 32) | file_row_number, ?, ?, line, bytes, "
+                "molecule, skeleton, text, scaffold, hazards FROM read_parquet(?, file_row_number = true)",
                 [number, one.file, split, path],
             )
         else:
@@ -145,7 +153,7 @@ def _load(database: Any, plan: Plan, parts: Sequence[PlannedPart]) -> None:
                 "INSERT INTO excluded SELECT molecule, skeleton, ? FROM read_parquet(?)",
                 [one.file - first_reference, path],
             )
-    for reference, one in enumerate(plan.references):
+    for reference in range(len(plan.references)):
         if not count(database, f"excluded WHERE reference = {reference}"):
             raise AtomasError(f"--exclude {plan.recipe.exclude[reference]} holds no valid molecule")
 
@@ -154,12 +162,11 @@ def _leave_out(database: Any, plan: Plan) -> None:
     """Outcomes of excluded molecules, then of duplicates, criterion by criterion."""
     recipe = plan.recipe
     if recipe.exclude:
-        key = recipe.exclude_by
+        by = recipe.exclude_by
         replace_records(
             database,
             f"SELECT records.* REPLACE (coalesce({EXCLUDED} - found.reference, outcome) AS outcome) FROM records "
-            f"LEFT JOIN (SELECT {key}, min(reference) AS reference FROM excluded GROUP BY {key}) found "
-            f"USING ({key})",
+            f"LEFT JOIN (SELECT {by}, min(reference) AS reference FROM excluded GROUP BY {by}) found USING ({by})",
         )
     for criterion in recipe.deduplicate:
         key = "molecule, text" if criterion == "pair" else criterion
@@ -280,7 +287,7 @@ def _write_decisions(database: Any, parts: Sequence[PlannedPart], folder: Path, 
 
 def batches(database: Any, query: str) -> Iterator[list[Array]]:
     """Columns of integers of a query, some ten thousand rows at a time."""
-    for batch in database.execute(query).to_arrow_reader(65_536):
+    for batch in database.cursor().sql(query).to_arrow_reader(65_536):
         yield [column.to_numpy(zero_copy_only=False).astype(np.int64) for column in batch.columns]
 
 
