@@ -53,11 +53,11 @@ def _loop(arguments: list[Tensor], bias: Tensor | None, key_bias: Tensor, causal
     return torch.stack(rows) if rows else query
 
 
-@pytest.mark.parametrize("step", [1, 4])
+@pytest.mark.parametrize("waste", [0.0, 0.05, 0.5])
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(sizes=SIZES, causal=st.booleans(), biased=st.booleans(), seed=st.integers(0, 99))
 def test_it_is_its_definition(
-    step: int, sizes: list[tuple[int, int]], causal: bool, biased: bool, seed: int
+    waste: float, sizes: list[tuple[int, int]], causal: bool, biased: bool, seed: int
 ) -> None:
     *arguments, table = _problem([n for n, _ in sizes], [m for _, m in sizes], seed)
     key_bias = torch.randn(len(arguments[1]), dtype=torch.float64).requires_grad_()
@@ -65,7 +65,7 @@ def test_it_is_its_definition(
     leaves = [*arguments[:3], *([table, key_bias] if biased else [])]
     with pytest.MonkeyPatch.context() as patch:
         # How accelerators group the sequences, with padding, holds on the CPU as well.
-        patch.setattr(attention, "_step", lambda device: step)
+        patch.setattr(attention, "_waste", lambda device: waste)
         got = ak.packed_attention(*arguments, distance_bias=bias, key_bias=of_key, causal=causal)
     expected = _loop(arguments, bias, key_bias if biased else torch.zeros_like(key_bias), causal)
     assert_close(got, expected)
@@ -75,6 +75,24 @@ def test_it_is_its_definition(
     gradients = (torch.autograd.grad(x, leaves, upstream) for x in (got, expected))
     for a, b in zip(*gradients, strict=True):
         assert_close(a, b)
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 600), st.integers(0, 600)), max_size=200),
+    waste=st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_groups_leave_little_empty(sizes: list[tuple[int, int]], waste: float) -> None:
+    queries, keys = (tuple(part) for part in zip(*sizes, strict=True)) if sizes else ((), ())
+    groups = attention._groups(queries, keys, waste)
+    assert sorted(row for *_, rows in groups for row in rows) == [
+        i for i, both in enumerate(sizes) if all(both)
+    ]
+    for most, of in ((0, queries), (1, keys)):
+        slots = sum(group[most] * len(group[2]) for group in groups)
+        tokens = sum(of[row] for *_, rows in groups for row in rows)
+        assert all(of[row] <= group[most] for group in groups for row in group[2])
+        assert slots - tokens <= waste * slots * 1.0001
 
 
 @pytest.mark.parametrize("decoder", [False, True])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from math import ceil, inf
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -34,7 +34,7 @@ def packed_attention(
     layout = _layout(
         tuple(checks.segment_sizes("query_lengths", query_lengths, query.shape[0])),
         tuple(checks.segment_sizes("key_lengths", key_lengths, key.shape[0])),
-        _step(query.device),
+        _waste(query.device),
         query.device,
     )
     bias = None if distance_bias is None else distance_bias.to(query.dtype)
@@ -86,12 +86,47 @@ def _by_distance(group: "_Group", bias: Tensor | None, causal: bool, like: Tenso
     return addend.unfold(1, group.keys, 1)[None]
 
 
-def _step(device: torch.device) -> int:
-    """Lengths that are equal after rounding up to a multiple of this go together.
+def attention_slots(query_lengths: Tensor, key_lengths: Tensor, device: torch.device) -> int:
+    """Slots of queries and keys that `packed_attention` computes on, where tokens stand and where none does."""
+    sizes = (tuple(lengths.tolist()) for lengths in (query_lengths, key_lengths))
+    groups = _groups(*sizes, _waste(device))
+    return sum(len(rows) * (queries + keys) for queries, keys, rows in groups)
 
-    On an accelerator padding costs less than a launch for every length that occurs.
+
+def _waste(device: torch.device) -> float:
+    """The largest share of a group's slots that may be empty.
+
+    None on the CPU. On an accelerator some padding costs less than a launch for every length that occurs.
     """
-    return 1 if device.type == "cpu" else 64
+    return 0.0 if device.type == "cpu" else 0.05
+
+
+def _groups(
+    query_sizes: tuple[int, ...], key_sizes: tuple[int, ...], waste: float
+) -> list[tuple[int, int, list[int]]]:
+    """Slots of queries and of keys, and the sequences that get so many each; those without either are left out."""
+    rows = [row for row, sizes in enumerate(zip(query_sizes, key_sizes, strict=True)) if all(sizes)]
+    return [
+        (max(query_sizes[row] for row in part), key_sizes[part[0]], part)
+        for alike in _alike(rows, query_sizes, waste)
+        for part in _alike(alike, key_sizes, waste)
+    ]
+
+
+def _alike(rows: Sequence[int], sizes: Sequence[int], waste: float) -> list[list[int]]:
+    """`rows` by falling size, a new group wherever the last one would be filled less than `waste` allows."""
+    groups: list[list[int]] = []
+    filled = 0
+    for row in sorted(rows, key=lambda row: -sizes[row]):
+        if groups:
+            slots = sizes[groups[-1][0]] * (len(groups[-1]) + 1)
+            if slots - filled - sizes[row] <= waste * slots:
+                groups[-1].append(row)
+                filled += sizes[row]
+                continue
+        groups.append([row])
+        filled = sizes[row]
+    return groups
 
 
 class _Group(NamedTuple):
@@ -122,20 +157,17 @@ class _Layout:
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _layout(
-    query_sizes: tuple[int, ...], key_sizes: tuple[int, ...], step: int, device: torch.device
+    query_sizes: tuple[int, ...], key_sizes: tuple[int, ...], waste: float, device: torch.device
 ) -> _Layout:
-    """The layout of these lengths rounded up to multiples of `step`; all layers of a model share it."""
+    """The layout of these lengths with no more than `waste` empty; all layers of a model share it."""
     query_starts, key_starts = ([0, *accumulate(sizes)] for sizes in (query_sizes, key_sizes))
-    members: dict[tuple[int, int], list[int]] = {}
-    for row, (n, m) in enumerate(zip(query_sizes, key_sizes, strict=True)):
-        if n and m:
-            members.setdefault((ceil(n / step) * step, ceil(m / step) * step), []).append(row)
+    groups = _groups(query_sizes, key_sizes, waste)
 
     none = torch.empty(0, dtype=torch.int64)
     query_slots, key_slots, key_mask = [none], [none], [none.bool()]
     output_slots = torch.zeros(query_starts[-1], dtype=torch.int64)
     filled = 1
-    for (queries, keys), rows in members.items():
+    for queries, keys, rows in groups:
         backwards, forwards = torch.arange(queries - 1, -1, -1), torch.arange(keys)
         for row in rows:
             start, n, m = query_starts[row], query_sizes[row], key_sizes[row]
@@ -145,8 +177,8 @@ def _layout(
             output_slots[start : start + n] = filled + backwards[:n]
             filled += queries
     return _Layout(
-        groups=[_Group(len(rows), *slots) for slots, rows in members.items()],
-        padded=step > 1,
+        groups=[_Group(len(rows), queries, keys) for queries, keys, rows in groups],
+        padded=waste > 0,
         query_slots=torch.cat(query_slots).to(device),
         key_slots=torch.cat(key_slots).to(device),
         key_mask=torch.cat(key_mask).to(device),
