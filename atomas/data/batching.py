@@ -130,6 +130,19 @@ class TokenizedPair:
     sample_id: int
 
 
+def token_passes(lengths: Sequence[int], budget: int) -> list[int]:
+    """Number of consecutive sequences in each pass: as many as have `budget` tokens, and one at least."""
+    counts: list[int] = []
+    room = 0
+    for length in lengths:
+        if not counts or length > room:
+            counts.append(0)
+            room = budget
+        counts[-1] += 1
+        room -= length
+    return counts
+
+
 def split_groups(groups: Sequence[Tensor], count: int) -> list[Tensor]:
     """The same rows in at least `count` groups, by halving the largest ones; rows must be enough."""
     parts = list(groups)

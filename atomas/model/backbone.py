@@ -16,7 +16,7 @@ from transformers import AutoConfig, T5Config, T5EncoderModel, T5ForConditionalG
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from atomas.config import ModelConfig
-from atomas.data.batching import RaggedTokens, split_groups
+from atomas.data.batching import RaggedTokens, split_groups, token_passes
 from atomas.distributed.collectives import all_gather_sizes
 from atomas.errors import AtomasError
 from atomas.model.layers import Dropout, RMSNorm, full_precision
@@ -108,14 +108,7 @@ class Backbone(nn.Module):
 
     def _passes(self, lengths: Tensor) -> list[int]:
         """Number of consecutive sequences in each pass."""
-        counts: list[int] = []
-        room = 0
-        for length in lengths.tolist():
-            if not counts or length > room:
-                counts.append(0)
-                room = self.token_budget
-            counts[-1] += 1
-            room -= length
+        counts = token_passes(lengths.tolist(), self.token_budget)
         if self.in_step:
             most = max(all_gather_sizes(len(counts), lengths.device, "number of sequences"))
             rows = torch.arange(len(lengths)).split(counts)

@@ -11,6 +11,7 @@ from atomas.config import Config
 from atomas.data.batching import PairBatch
 from atomas.distributed.collectives import all_gather_rows, all_gather_sizes
 from atomas.model.flops import BackboneSizes, StepFlops, count_step_flops
+from atomas.training.padding import Slots, count_slots
 from atomas.training.telemetry import memory_mb
 from atomas.training.timing import StepTimer
 
@@ -37,6 +38,7 @@ class StepMeter:
         self._peak, self._encoded_twice, self._scored_twice = peak_flops, encoded_twice, scored_twice
         self._lengths: list[Tensor] = []
         self._queues: list[int] = []
+        self._slots: list[Slots] = []
 
     def begin(self) -> None:
         """Leave out what happened since the last step: call it where that was no part of training."""
@@ -46,6 +48,7 @@ class StepMeter:
         """One more batch of the step, still on the host; the momentum queue holds `queue` pairs."""
         self._lengths.append(torch.stack([batch.text.lengths, batch.smiles.lengths], dim=1))
         self._queues.append(queue)
+        self._slots.append(count_slots(batch, self._config, self._device))
 
     def end(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """The record of the step since the last one's end. Collective.
@@ -58,11 +61,13 @@ class StepMeter:
         """
         values = torch.stack([value.detach().double() for value in means.values()]).tolist()
         seconds, memory = self.timer.lap(), memory_mb(self._device)
-        ranks, lengths = self._of_all_ranks([*values, *seconds.values(), *memory.values()])
+        slots = np.array(self._slots).sum(axis=0).tolist()  # tokens, and what they take
+        ranks, lengths = self._of_all_ranks([*values, *seconds.values(), *memory.values(), *slots])
         self._lengths.clear()
+        self._slots.clear()
         mean, highest = ranks.mean(axis=0), ranks.max(axis=0)
-        of_means, of_seconds, of_memory = np.split(
-            np.arange(ranks.shape[1]), np.cumsum([len(means), len(seconds)])
+        of_means, of_seconds, of_memory, of_slots = np.split(
+            np.arange(ranks.shape[1]), np.cumsum([len(means), len(seconds), len(memory)])
         )
         step_seconds = float(mean[of_seconds].sum())
         record = dict(zip(means, mean[of_means].tolist(), strict=True))
@@ -70,6 +75,7 @@ class StepMeter:
         record |= {f"seconds/{name}": float(mean[i]) for name, i in zip(seconds, of_seconds, strict=True)}
         record["seconds/data_max"] = float(highest[of_seconds[list(seconds).index("data")]])
         record |= {name: float(highest[i]) for name, i in zip(memory, of_memory, strict=True)}
+        record["padding_fraction"] = float(1 - mean[of_slots[0]] / mean[of_slots[1]])
         return record | self._throughput(lengths, step_seconds)
 
     def _throughput(self, batches: list[NDArray[np.int64]], seconds: float) -> dict[str, float]:

@@ -74,6 +74,7 @@ def _page(records: _Records, environment: Mapping[str, Any], title: str) -> Iter
     for key, form in (
         ("pairs_per_second", "{:,.1f} pairs/s"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
+        ("padding_fraction", "{:.1%}"),
         ("mfu", "{:.1%}"),
         ("hfu", "{:.1%}"),
         ("peak_memory_mb", "{:,.0f} MiB"),

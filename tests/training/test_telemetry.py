@@ -102,6 +102,7 @@ def test_rates_of_an_accumulated_step(clock: Clock) -> None:
     assert (record["step_seconds"], record["seconds/data"], record["seconds/data_max"]) == (2, 0.5, 0.5)
     assert (record["pairs_per_second"], record["tokens_per_second"]) == (2, 32 / 2)
     assert record["padding_avoided"] == pytest.approx(1 - 32 / (14 + 6 + 8 + 12))
+    assert record["padding_fraction"] == 0, "on the CPU nothing is padded"
     flops = count_step_flops(config, sizes, [5, 7], [3, 2], scored_twice=True) + count_step_flops(
         config, sizes, [4, 4], [6, 1], queue=2, scored_twice=True
     )
@@ -136,6 +137,7 @@ def test_every_second_of_a_step_has_a_phase(train: Trainer, tmp_path: Path) -> N
         assert record["pairs_per_second"] * record["step_seconds"] == pytest.approx(16)
         assert 0 < record["mfu"] < record["hfu"] < 1
         assert 0 < record["padding_avoided"] < 1
+        assert record["padding_fraction"] == 0
     spent = {record["kind"]: record["seconds"] for record in records if "seconds" in record}
     assert spent.keys() == {"validation", "checkpoint"}
     assert min(spent.values()) > 0

@@ -88,8 +88,7 @@ def _by_distance(group: "_Group", bias: Tensor | None, causal: bool, like: Tenso
 
 def attention_slots(query_lengths: Tensor, key_lengths: Tensor, device: torch.device) -> int:
     """Slots of queries and keys that `packed_attention` computes on, where tokens stand and where none does."""
-    sizes = (tuple(lengths.tolist()) for lengths in (query_lengths, key_lengths))
-    groups = _groups(*sizes, _waste(device))
+    groups = _groups(tuple(query_lengths.tolist()), tuple(key_lengths.tolist()), _waste(device))
     return sum(len(rows) * (queries + keys) for queries, keys, rows in groups)
 
 
