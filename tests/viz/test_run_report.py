@@ -16,7 +16,15 @@ SPLIT = {"data": 0.25, "encoder": 1.0, "interaction": 0.0, "other": 0.75}
 
 def _step(number: int, **values: Any) -> dict[str, Any]:
     measured = dict.fromkeys(
-        ("pairs_per_second", "tokens_per_second", "mfu", "hfu", "peak_memory_mb", "step_seconds"),
+        (
+            "pairs_per_second",
+            "tokens_per_second",
+            "padding_fraction",
+            "mfu",
+            "hfu",
+            "peak_memory_mb",
+            "step_seconds",
+        ),
         0.5 * number,
     )
     seconds = {f"seconds/{name}": value for name, value in SPLIT.items()}
