@@ -28,9 +28,8 @@ from atomas.data.building.plan import Input, Plan, Recipe
 from atomas.data.building.resolve import resolve
 from atomas.data.shards import FORMAT, INDEX_NAME, Corpus, SplitIndex, write_index
 from atomas.data.sources import PairFile
+from atomas.data.verify import QUARANTINE_NAME
 from atomas.errors import AtomasError
-
-QUARANTINE_NAME = "quarantine"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,11 @@ def list_warnings(index: Mapping[str, Any]) -> list[str]:
                 f"splits {one} and {other} share {overlap['molecules']:,} molecules: an evaluation on either "
                 "is not zero-shot. Build the one first and the other with --exclude."
             )
+    lost = sum(repair["lost_records"] for repair in index.get("repairs", []))
+    if lost:
+        warnings.append(
+            f"{lost:,} records were damaged and lost in repairs: build the corpus again to have them."
+        )
     rows, rejected = index["counts"].get("rows", 0), index["counts"].get("rejected", 0)
     if rejected > 0.1 * rows:
         warnings.append(f"{rejected:,} of {rows:,} rows were rejected: see rejected.jsonl for the reasons.")

@@ -226,7 +226,7 @@ def write_index(
     index: dict[str, Any] = {
         "format": FORMAT,
         "splits": {name: split.to_json() for name, split in splits.items()},
-        "fingerprint": _fingerprint(splits),
+        "fingerprint": corpus_fingerprint(splits),
         "counts": dict(counts),
         "hazards": dict(hazards),
         "alignment": dict(alignment or {}),
@@ -245,13 +245,18 @@ def write_index(
 
 
 def rewrite_index(directory: Path, index: Mapping[str, Any]) -> None:
-    """Put `index` in place of the one that is there, atomically."""
+    """Put `index` in place of the one that is there, atomically.
+
+    Its last line is the SHA-256 of all lines before it, so that a flipped bit anywhere is noticed.
+    """
     path = Path(directory) / INDEX_NAME
     partial = path.with_name(INDEX_NAME + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        # A line for each of its parts: the columns of blocks are long.
-        parts = [f"{json.dumps(name)}: {_compact_json(value)}" for name, value in index.items()]
-        file.write("{\n" + ",\n".join(parts) + "\n}\n")
+    # A line for each of its parts: the columns of blocks are long.
+    parts = [f"{json.dumps(name)}: {_compact_json(value)},\n" for name, value in index.items()]
+    content = ("{\n" + "".join(parts)).encode()
+    with partial.open("wb") as file:
+        file.write(content)
+        file.write(_checksum_line(content))
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -273,7 +278,7 @@ class Corpus:
         Raises AtomasError if there is no corpus, one of another format, or one that lacks (part of) a shard.
         """
         storage = open_storage(location, config)
-        index = _read_index(storage)
+        index = read_index(storage)
         try:
             splits = {
                 name: ShardedSplit(storage=storage, name=name, shards=SplitIndex.from_json(split).shards)
@@ -284,7 +289,7 @@ class Corpus:
             raise AtomasError(
                 f"{storage.where(INDEX_NAME)} is damaged ({error!r} in the index): build the corpus again"
             ) from error
-        if fingerprint != _fingerprint(splits):
+        if fingerprint != corpus_fingerprint(splits):
             raise AtomasError(
                 f"{storage.where(INDEX_NAME)} was changed by hand: its fingerprint does not fit its shards; "
                 "build the corpus again"
@@ -386,7 +391,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fingerprint(splits: Mapping[str, "SplitIndex | ShardedSplit"]) -> str:
+def corpus_fingerprint(splits: Mapping[str, "SplitIndex | ShardedSplit"]) -> str:
+    """SHA-256 over the shards' SHA-256 in order."""
     digest = hashlib.sha256()
     for split in splits.values():
         for shard in split.shards:
@@ -394,10 +400,12 @@ def _fingerprint(splits: Mapping[str, "SplitIndex | ShardedSplit"]) -> str:
     return digest.hexdigest()
 
 
-def _read_index(storage: Storage) -> dict[str, Any]:
+def read_index(storage: Storage) -> dict[str, Any]:
+    """The index of a corpus, as it was written; AtomasError where there is none or it is damaged."""
     name = storage.where(INDEX_NAME)
     try:
-        index = json.loads(storage.read_whole(INDEX_NAME))
+        content = storage.read_whole(INDEX_NAME)
+        index = json.loads(content)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AtomasError(
             f"{storage} is not a built corpus (it has no {INDEX_NAME}): "
@@ -412,7 +420,17 @@ def _read_index(storage: Storage) -> dict[str, Any]:
         raise AtomasError(
             f"{name} has format {found!r}, this version reads {FORMAT!r}: build the corpus again"
         )
+    lines = content[: content.rfind(b'"checksum": ')]
+    if index.pop("checksum", None) is None or content != lines + _checksum_line(lines):
+        raise AtomasError(
+            f"{name} is damaged or was changed by hand (its checksum does not fit): "
+            "restore it or build the corpus again"
+        )
     return dict(index)
+
+
+def _checksum_line(content: bytes) -> bytes:
+    return f'"checksum": "{hashlib.sha256(content).hexdigest()}"\n}}\n'.encode()
 
 
 def _compact_json(value: Any) -> str:

@@ -62,7 +62,7 @@ def test_mistakes_are_one_line_with_code_2(tmp_path: Path, capsys: pytest.Captur
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.tsv"]
 
 
-@pytest.mark.parametrize("command", ["build", "inspect", "fetch", "demo"])
+@pytest.mark.parametrize("command", ["build", "verify", "inspect", "fetch", "demo"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(command, "--help")

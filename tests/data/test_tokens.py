@@ -1,6 +1,5 @@
 """Tokens beside the shards: the same batches as from the records, for the right tokenizer and no other."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -16,7 +15,7 @@ from atomas.cli import main
 from atomas.config import Config, DataConfig, RunConfig
 from atomas.data.batching import PairBatch, collate
 from atomas.data.lengths import LONGEST, TokenLengths, stored_lengths
-from atomas.data.shards import Corpus, ShardWriter, file_sha256, write_index
+from atomas.data.shards import Corpus, ShardWriter, file_sha256, rewrite_index, write_index
 from atomas.data.stream import PairStream
 from atomas.data.tokenizer import AtomasTokenizer
 from atomas.data.tokens import TokenReader, encode_block, open_tokens, token_lengths, tokenize_corpus
@@ -158,11 +157,11 @@ def test_tokens_of_other_records_are_refused(
     directory: Path, tokenizer: AtomasTokenizer, tmp_path: Path
 ) -> None:
     folder = tokenize_corpus(directory, tokenizer)
-    index = json.loads((directory / "index.json").read_text())
+    index = Corpus.open(directory).index
     other = write_corpus(tmp_path / "other", COUNT - 1)
     folder.rename(other / folder.name)
-    changed = json.loads((other / "index.json").read_text()) | {"tokens": index["tokens"]}
-    (other / "index.json").write_text(json.dumps(changed))
+    changed = Corpus.open(other).index | {"tokens": index["tokens"]}
+    rewrite_index(other, changed)
     with pytest.raises(AtomasError, match="does not belong to the records beside it"):
         open_tokens(Corpus.open(other), tokenizer)
     with pytest.raises(AtomasError, match=r"its tokens cannot be used .* run `atomas data tokenize"):
