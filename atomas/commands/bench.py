@@ -7,6 +7,7 @@ from typing import Any
 
 from atomas.benchmarks import batch_size
 from atomas.benchmarks.data import command as data_command
+from atomas.benchmarks.data import memory as data_memory
 from atomas.benchmarks.distributed import command as distributed_command
 from atomas.benchmarks.step import command as step_command
 from atomas.errors import AtomasError
@@ -77,6 +78,15 @@ def register(subparsers: Any) -> None:
     )
     data_command.add_arguments(data)
     data.set_defaults(run=data_command.run)
+    held = kinds.add_parser(
+        "data-memory",
+        help="memory of a loader process over millions of pairs",
+        description=data_memory.DESCRIPTION,
+        epilog=f"Example:\n  atomas bench data-memory {data_memory.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data_memory.add_arguments(held)
+    held.set_defaults(run=data_memory.run)
     compare = kinds.add_parser(
         "compare",
         help="what became slower or faster between two reports",
@@ -159,14 +169,16 @@ def _compare(args: argparse.Namespace) -> None:
 def _render(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from atomas.viz.data_benchmark import render_data_report
+    from atomas.viz.data_benchmark import render_data_report, render_memory_report
     from atomas.viz.kernel_benchmarks import read_report, render_report
     from atomas.viz.step_benchmark import render_step_report
 
     reports = {name: read_report(Path(name)) for name in args.files}
     for name, report in reports.items():
-        draw = {"step": render_step_report, "data": render_data_report}.get(
-            report.get("benchmark", ""), render_report
-        )
+        draw = {
+            "step": render_step_report,
+            "data": render_data_report,
+            "data-memory": render_memory_report,
+        }.get(report.get("benchmark", ""), render_report)
         for path in draw(report, Path(args.out), Path(name).stem):
             print(path)

@@ -73,3 +73,50 @@ def render_data_report(report: Mapping[str, Any], folder: Path, name: str) -> li
     figure.savefig(picture, dpi=130)
     plt.close(figure)
     return [table, picture]
+
+
+def memory_table(report: Mapping[str, Any]) -> str:
+    """Markdown of a report of `atomas bench data-memory`."""
+    rows, scale = report["rows"], report["scale"]
+    marks = [rows[max(0, round(share * len(rows)) - 1)] for share in (0, 0.25, 0.5, 0.75, 1)]
+    lines = ["| pairs streamed | loader, its own, MiB | loader, resident, MiB |", "|---:|---:|---:|"]
+    lines += [
+        f"| {row['pairs']:,} | {row['worker_own_mb']:.1f} | {row['worker_resident_mb']:.1f} |"
+        for row in marks
+    ]
+    lines += [
+        "",
+        f"| of {scale['pairs']:,} pairs | MB | |",
+        "|---|---:|---|",
+        f"| index on disk | {scale['index_file_mb']:.0f} | |",
+        f"| index held | {scale['index_mb']:.0f} | a rank and its loaders together; {scale['index_seconds']:.1f} s |",
+        f"| order | {scale['order_mb']:.0f} | a rank and its loaders together; {scale['order_seconds']:.1f} s |",
+        f"| lengths | {scale['lengths_mb']:.0f} | a file that all processes of a node map |",
+    ]
+    return "\n".join(lines)
+
+
+def render_memory_report(report: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
+    """Write NAME.md and NAME.png; returns their paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    table, picture = folder / f"{name}.md", folder / f"{name}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        table.write_text(memory_table(report) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise AtomasError(f"{folder} cannot be written: {error.strerror}") from error
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    pairs = [row["pairs"] / 1e6 for row in report["rows"]]
+    for key, label in (("worker_resident_mb", "resident"), ("worker_own_mb", "its own")):
+        axis.plot(pairs, [row[key] for row in report["rows"]], label=label)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("million pairs streamed")
+    axis.set_ylabel("a loader process, MiB")
+    axis.legend(fontsize=8)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
+    return [table, picture]
