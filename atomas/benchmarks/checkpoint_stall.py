@@ -19,8 +19,8 @@ import torch
 
 STEPS, EVERY = 16, 5
 OPTIONS = (
-    "--model.d_model=384", "--model.d_kv=64", "--model.d_ff=1536", "--model.num_layers=6",
-    "--model.num_decoder_layers=4", "--model.num_heads=6", "--data.batch_size=16", "--momentum.queue_size=64",
+    "--model.d_model=320", "--model.d_kv=64", "--model.d_ff=1280", "--model.num_layers=6",
+    "--model.num_decoder_layers=4", "--model.num_heads=5", "--data.batch_size=4", "--momentum.queue_size=64",
     "--run.device=cpu", "--run.threads=1", "--evaluation.every=0", f"--training.max_steps={STEPS}",
     f"--checkpoint.every={EVERY}", "--training.log_every=100",
 )  # fmt: skip

@@ -78,6 +78,7 @@ class MemoryPlan:
 def plan_memory(work: Workload, stage: int, device: Device = "cuda") -> MemoryPlan:
     """Memory of one rank under a ZeRO stage."""
     components = [*_weights(work, stage, device), *_momentum(work, stage), *_activations(work, device)]
+    components.append(_checkpoint_copies(work, stage, device))
     return MemoryPlan(tuple(component for component in components if component.bytes))
 
 
@@ -166,6 +167,17 @@ def _momentum(work: Workload, stage: int) -> list[Component]:
     pair = 2 * (4 * work.width + 8)
     components.append(Component("queue", work.config.momentum.queue_size * pair, "always"))
     return components
+
+
+def _checkpoint_copies(work: Workload, stage: int, device: Device) -> Component:
+    """What a rank writes of a checkpoint while it trains on: copied to host memory, and kept for the next one."""
+    config = work.config
+    beside = config.checkpoint.asynchronous and (config.checkpoint.every or config.evaluation.every)
+    # masters and both moments; momentum masters; at stage 0 all ranks hold the same, and each writes a part
+    written = 12 * work.parameters.total / work.ranks
+    if work.has_momentum:
+        written += 4 * work.slow_share(stage) / (1 if stage else work.ranks)
+    return Component("checkpoint copies", written if beside else 0, "always", on_host=device == "cuda")
 
 
 def _activations(work: Workload, device: Device) -> list[Component]:

@@ -159,7 +159,9 @@ def _last_step(metrics: Path) -> int | None:
     """The newest step in the file; a last line that a kill cut off does not count."""
     if not metrics.is_file():
         return None
-    steps = re.findall(r'^\{.*"step": (\d+).*\}$', metrics.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    steps = re.findall(
+        r'^\{"kind": "train", "step": (\d+).*\}$', metrics.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     return int(steps[-1]) if steps else None
 
 

@@ -108,10 +108,11 @@ def progress(record: JobRecord) -> str:
         return ""
     for line in reversed(_last_lines(attempt / "metrics.jsonl", 20)):
         try:
-            step = json.loads(line).get("step")
+            written = json.loads(line)
         except ValueError:
             continue  # half written
-        return f"attempt {attempt.name}, step {step}"
+        if written.get("kind") != "checkpoint":  # of a step that may be long ago
+            return f"attempt {attempt.name}, step {written.get('step')}"
     return ""
 
 

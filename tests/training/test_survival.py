@@ -64,13 +64,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_left_out_on_all_and_ends_the_r
     assert "on rank 1; its batches are kept in" in job.stderr(0)
     assert "atomas: error: 2 of the last 100 steps had a loss or gradient that is not finite" in job.stderr(0)
     assert "Traceback" not in job.stderr(0)
-    assert [step["steps_left_out"] for step in read_metrics(job.run) if step["kind"] == "train"] == [
-        0,
-        0,
-        1,
-        1,
-        2,
-    ]
+    steps = [record for record in read_metrics(job.run) if record["kind"] == "train"]
+    assert [step["steps_left_out"] for step in steps] == [0, 0, 1, 1, 2]
     diagnosis = examine(job.run)
     assert (diagnosis.cause, diagnosis.last_step) == ("non-finite", 5)
     assert "bad_steps" in diagnosis.story
