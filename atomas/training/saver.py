@@ -33,8 +33,8 @@ from atomas.training.run_directory import RunDirectory
 from atomas.training.snapshot import HostCopies, Snapshot
 from atomas.training.telemetry import logger
 
-_PAUSE = 0.05
-"""Seconds between two votes while the loop waits for a checkpoint."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two votes while the loop waits for a checkpoint; growing, as the flight recorder keeps each vote."""
 _PARTS = ".parts"
 """Folder in which ranks leave the manifest entries of their files until the checkpoint is published."""
 
@@ -144,10 +144,12 @@ class Saver:
                 job.start(lambda: self._publish(job))
 
     def _wait(self, *, must_succeed: bool) -> None:
+        pause = _FIRST_PAUSE
         while self._job is not None:
             begun = time.monotonic()
             if self._job.busy:
-                time.sleep(_PAUSE)
+                self._job.join(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
             busy, failed = each_of_any_rank([self.busy, self.failed], self._device)
             self._job.stalled += time.monotonic() - begun
             self.advance(busy, failed, must_succeed=must_succeed)
@@ -199,6 +201,11 @@ class _Job:
     @property
     def busy(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread, no longer than that."""
+        if self.thread is not None:
+            self.thread.join(seconds)
 
     def start(self, work: Callable[[], None]) -> None:
         """Do it in a thread of its own, which keeps what is raised."""
