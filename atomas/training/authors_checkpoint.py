@@ -100,9 +100,11 @@ def read_state(file: Path) -> tuple[dict[str, Tensor], int]:
             f"{file} holds {what}, which are only read by running them; where you trust it, save its state_dict "
             "alone (as safetensors) and import that"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise AtomasError(f"{file} cannot be read as a checkpoint: {reason[0]}") from None
+    except Exception as error:  # the bytes of any other file are instructions without sense to the unpickler
+        raise AtomasError(f"{file} is no checkpoint (reading it as one: {type(error).__name__})") from None
     step = content.get("global_step", 0) if isinstance(content, dict) else 0
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {

@@ -198,6 +198,8 @@ def test_mistakes_are_one_line(
     for name, content in files.items():
         torch.save(content, tmp_path / name)
     (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "hello.ckpt").write_text("hello\n")  # instructions without sense to the unpickler
+    (tmp_path / "empty.ckpt").touch()
     (tmp_path / "text.safetensors").write_text("no checkpoint")
     tokenizer = ["--tokenizer", tokenizer_folder]
     for name, options, message in (
@@ -207,6 +209,8 @@ def test_mistakes_are_one_line(
         ("half.pt", tokenizer, "lacks alignment.smiles.polymerizations (8 tensors)"),
         ("cut.pt", tokenizer, "shared.weight"),
         ("text.pt", tokenizer, "text.pt"),
+        ("hello.ckpt", tokenizer, "hello.ckpt is no checkpoint"),
+        ("empty.ckpt", tokenizer, "empty.ckpt is no checkpoint"),
         ("text.safetensors", tokenizer, "cannot be read"),
         ("none.pt", tokenizer, "does not exist"),
         ("good.pt", [], "--tokenizer"),
