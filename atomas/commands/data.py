@@ -106,6 +106,10 @@ def _register_build(commands: Any) -> None:
         "--memory", type=float, default=2.0, metavar="GIB",
         help="what duplicates and splits are worked out in; more goes to disk (default 2)",
     )  # fmt: skip
+    parser.add_argument(
+        "--compression", choices=("none", "zstd"), default="none",
+        help="of the blocks in the shards: zstd takes a quarter of the room (default none)",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="delete DIR first if it is not a corpus")
     parser.set_defaults(run=_build)
 
@@ -238,6 +242,7 @@ def _build(args: argparse.Namespace) -> None:
         identity=args.identity,
         deduplicate=args.deduplicate,
         weights=_parse_weights(args.weight),
+        compression=args.compression,
         engine=engine,
         memory_mb=round(args.memory * 1024),
         overwrite=args.overwrite,

@@ -150,6 +150,7 @@ def _finish(plan: Plan, result: Mapping[str, Any]) -> dict[str, Any]:
             "deduplicate": list(plan.recipe.deduplicate),
             "exclude": [Path(source).name for source in plan.recipe.exclude],
             "exclude_by": plan.recipe.exclude_by,
+            "compression": plan.recipe.compression,
         },
     )
 

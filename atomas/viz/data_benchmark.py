@@ -75,7 +75,7 @@ def render_data_report(report: Mapping[str, Any], folder: Path, name: str) -> li
     return [table, picture]
 
 
-def memory_table(report: Mapping[str, Any]) -> str:
+def loader_memory_table(report: Mapping[str, Any]) -> str:
     """Markdown of a report of `atomas bench data-memory`."""
     rows, scale = report["rows"], report["scale"]
     marks = [rows[max(0, round(share * len(rows)) - 1)] for share in (0, 0.25, 0.5, 0.75, 1)]
@@ -106,7 +106,7 @@ def render_memory_report(report: Mapping[str, Any], folder: Path, name: str) -> 
     table, picture = folder / f"{name}.md", folder / f"{name}.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        table.write_text(memory_table(report) + "\n", encoding="utf-8")
+        table.write_text(loader_memory_table(report) + "\n", encoding="utf-8")
     except OSError as error:
         raise AtomasError(f"{folder} cannot be written: {error.strerror}") from error
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from atomas.viz.data_benchmark import loader_memory_table, throughput_table
 from atomas.viz.distributed_benchmark import distributed_tables
 from atomas.viz.kernel_tables import benchmark_table, memory_table
 from atomas.viz.plan import plan_tables
@@ -22,6 +23,7 @@ from atomas.viz.step_tables import step_tables
 
 PAGES = (
     "README.md",
+    "docs/data.md",
     "docs/kernels.md",
     "docs/distributed.md",
     "docs/training.md",
@@ -70,6 +72,10 @@ def render_page(text: str, results: Path) -> str:
             table = checkpoint_stall_table(_read(results / f"{name}.json"))
         elif name == "batch-size":
             table = batch_size_table(_read(results / "distributed" / "batch_size.json"))
+        elif name == "data-throughput":
+            table = throughput_table(_read(results / "data" / "throughput.json"))
+        elif name == "data-memory":
+            table = loader_memory_table(_read(results / "data" / "memory.json"))
         elif name.startswith("distributed-"):
             table = distributed_tables(
                 _read(results / "distributed" / f"{name.removeprefix('distributed-')}.json")

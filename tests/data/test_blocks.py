@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from atomas.cli import main
 from atomas.data.blocks import Block, BlockTable, pack, unpack
 from atomas.data.shards import Corpus, ShardWriter, SplitIndex, write_index
 
@@ -91,3 +92,17 @@ def test_parts_written_apart_are_the_split_written_at_once(tmp_path: Path) -> No
                 writer.write(record)
         parts += writer.index().shards
     assert SplitIndex(num_records=20, shards=tuple(parts)).to_json() == whole.to_json()
+
+
+def test_a_compressed_build_holds_the_same_records(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text(
+        "SMILES\tdescription\n" + "".join(f"{'C' * n}O\tan alcohol of {n}\n" for n in range(1, 40))
+    )
+    for compression in ("none", "zstd"):
+        main(["data", "build", str(pairs), "--out", str(tmp_path / compression), "--compression", compression,
+              "--workers", "1"])  # fmt: skip
+    plain, packed = (Corpus.open(tmp_path / name).split("train") for name in ("none", "zstd"))
+    assert list(plain) == list(packed)
+    assert packed.blocks[0].name == "000000.jsonl.zst"
+    assert packed.blocks[0].bytes < plain.blocks[0].bytes / 3

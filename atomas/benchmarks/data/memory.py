@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure, print and write the report; AtomasError where a loader's memory grows."""
     import torch
 
-    from atomas.viz.data_benchmark import memory_table
+    from atomas.viz.data_benchmark import loader_memory_table
     from atomas_kernels.bench import report as kernels_report
 
     if options.pairs < 20 * options.batch:
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     }
     with tempfile.TemporaryDirectory(prefix="atomas-bench-memory-") as scratch:
         report["rows"] = stream_epoch(Path(scratch), options.pairs, options.batch, options.samples)
-    print(memory_table(report))
+    print(loader_memory_table(report))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -60,6 +60,7 @@ def _write_shard(plan: Plan, result: dict[str, Any], shard: dict[str, int]) -> d
     writer = ShardWriter(
         plan.folder / CORPUS,
         name,
+        compression=plan.recipe.compression,
         shard_bytes=2**62,  # where shards end is decided
         first_shard=shard["number"],
         first_block=shard["first"] // BLOCK_SIZE,

@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from atomas.data.blocks import Compression
 from atomas.data.molecules import IdentityKind
 from atomas.data.shards import BLOCK_SIZE, FORMAT, SHARD_BYTES
 from atomas.data.sources import Columns, PairFile, Part
@@ -64,6 +65,9 @@ class Recipe:
 
     exclude_by: Literal["molecule", "skeleton"] = "molecule"
     """Compare whole InChIKeys, or their first block (leaves out stereoisomers as well)."""
+
+    compression: Compression = "none"
+    """Of the blocks in the shards."""
 
     weights: Mapping[str, float] = field(default_factory=dict)
     """Pair file as given -> its weight when sources are mixed; 1 where it is not named."""
