@@ -36,7 +36,8 @@ def throughput_table(report: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"{report['pairs']:,} pairs ({report['corpus']}), {report['tokens_per_pair']:.0f} tokens a pair, batches of "
-        f"{report['rows'][0]['batch']}, one core of {report['machine']['processor']}.",
+        f"{report['rows'][0]['batch']}, one core of {report['machine']['processor']}; the machine's load was "
+        f"{report['load_average']:.1f} before.",
         *dict.fromkeys(reasons),
     ]
     return "\n".join(lines)

@@ -181,6 +181,7 @@ def _report(options: argparse.Namespace, workload: Workload) -> kernels_report.R
         "tokens_per_pair": float(lengths[0].sum(dtype=np.int64) / workload.split.num_records),
         "vocab_size": workload.tokenizer.vocab_size,
         "window_blocks": workload.window_blocks,
+        "load_average": os.getloadavg()[0],
         "length_distribution": None,
     }
     try:
