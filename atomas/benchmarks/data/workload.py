@@ -1,5 +1,7 @@
 """What every library has to do: the pairs of a split, and the batches that are made of them."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atomas.data.batching import PairBatch, collate
 from atomas.data.shards import Corpus, ShardedSplit
@@ -117,17 +120,16 @@ def collate_arrays(samples: Sequence[Mapping[str, Any]]) -> PairBatch:
     )
 
 
-def contents(batches: Iterable[PairBatch], limit: int | None = None) -> list[tuple[Any, ...]]:
-    """Everything that batches say of each pair, in the order of their numbers; at most `limit` pairs."""
-    found: list[tuple[Any, ...]] = []
+def contents(batches: Iterable[PairBatch], limit: int) -> NDArray[np.void]:
+    """The number and the SHA-256 of all that batches say of each of their first `limit` pairs, by number."""
+    found: list[tuple[int, bytes]] = []
     for batch in batches:
         text = batch.text.ids.split(batch.text.lengths.tolist())
         smiles = batch.smiles.ids.split(batch.smiles.lengths.tolist())
-        found += zip(
-            batch.sample_id.tolist(), batch.molecule_id.tolist(), batch.text_id.tolist(),
-            [ids.numpy().tobytes() for ids in text], [ids.numpy().tobytes() for ids in smiles],
-            strict=True,
-        )  # fmt: skip
-        if limit is not None and len(found) >= limit:
+        fields = (batch.sample_id.tolist(), batch.molecule_id.tolist(), batch.text_id.tolist(), text, smiles)
+        for number, molecule_id, text_id, words, atoms in zip(*fields, strict=True):
+            said = (molecule_id, text_id, words.tolist(), atoms.tolist())
+            found.append((number, hashlib.sha256(json.dumps(said).encode()).digest()))
+        if len(found) >= limit:
             break
-    return sorted(found[:limit])
+    return np.array(sorted(found[:limit]), dtype=[("number", np.int64), ("digest", "V32")])
