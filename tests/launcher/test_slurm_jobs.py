@@ -1,6 +1,8 @@
 """`atomas launch --backend slurm` on a real Slurm of two nodes: submit, status, logs, requeue, cancel."""
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -113,12 +115,13 @@ def test_a_warning_saves_and_requeues(jobs: Jobs) -> None:
 
 def test_cancel_ends_the_job_and_lets_it_save(jobs: Jobs) -> None:
     run = jobs.launch.run
-    job = jobs.submit(run=run, steps=2000)
+    job = jobs.submit("--env=STAND_IN_SAVES=4", run=run, steps=2000)
     jobs.until(lambda: step(run) > 3, job)
     assert "RUNNING" in jobs.state(job)
     jobs("cancel", job)
     jobs.until(lambda: "CANCELLED" in jobs.state(job), job)
-    assert "rank 1 saved at step" in jobs("logs", job)
+    jobs.until(lambda: "rank 1 saved at step" in jobs("logs", job), job)
+    assert "rank 0 saved at step" in jobs("logs", job)
     assert not (run / "attempts" / "2").exists()
 
 
@@ -182,6 +185,32 @@ def test_a_step_in_an_allocation(jobs: Jobs) -> None:
         (1, 2, "slurm"),
     ]
     assert tuple(ranks[1]["arguments"]) == HOSTILE
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_ranks_of_a_step_have_time_to_save(jobs: Jobs, number: int) -> None:
+    """A launch within an allocation is told to stop."""
+    run, profile = jobs.launch.run, jobs.launch.profile("backend: srun\n")
+    command = jobs.launch.command(
+        "--cluster", str(profile), "--nodes=2", f"--run-directory={run}", "--env=STAND_IN_SAVES=4", "--", "train",
+        str(run), "2000",
+    )  # fmt: skip
+    environ = jobs.launch.environment(jobs.environ)
+    # exec: the signal is for the launch and not for salloc
+    tell = ["bash", "-c", 'echo $$ >pid; exec "$@"', "launch", *command]
+    allocation = subprocess.Popen(
+        ["salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1", *tell], cwd=jobs.launch.folder, env=environ,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while step(run) < 3 or not (run / "step_1").exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    os.kill(int((jobs.launch.folder / "pid").read_text()), number)
+    output, _ = allocation.communicate(timeout=60)
+    assert "rank 0 saved" in output
+    assert "rank 1 saved" in output
+    assert allocation.returncode == 75
 
 
 def test_a_failure_is_started_again_within_its_budget(jobs: Jobs) -> None:

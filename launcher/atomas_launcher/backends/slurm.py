@@ -22,6 +22,8 @@ from atomas_launcher.process import (
 from atomas_launcher.profile import ClusterProfile
 
 SCRIPT = "job.sbatch"
+STOP_SIGNAL = signal.SIGUSR1
+"""What srun hands on to the ranks; of SIGTERM or SIGINT it kills them."""
 
 
 def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
@@ -36,7 +38,7 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         *exports(environment(job, profile)),
         "",
         *(_preflight(job, profile) if job.preflight else ()),
-        *supervised(shlex.join(_step(job, profile)), _again(job), after_failure(job, profile)),
+        *supervised(shlex.join(_step(job, profile)), _again(job), after_failure(job, profile), STOP_SIGNAL),
     )
     if set(str(job.folder)) & set("%\\"):
         raise LaunchError(
@@ -49,13 +51,12 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
 
 def render_step(job: JobSpec, profile: ClusterProfile) -> Rendered:
     """A step in an allocation that is there already."""
-    command = Command(arguments=tuple(_step(job, profile)), environment=environment(job, profile))
+    arguments, variables = tuple(_step(job, profile)), environment(job, profile)
+    command = Command(arguments=arguments, environment=variables, stop_signal=STOP_SIGNAL)
     return Rendered(commands=(command,))
 
 
-def supervised(
-    command: str, again: list[str], failed: str | None, stop: signal.Signals = signal.SIGTERM
-) -> list[str]:
+def supervised(command: str, again: list[str], failed: str | None, stop: signal.Signals) -> list[str]:
     """Shell that runs a command, hands signals on to it, and reads its exit code.
 
     Args:
