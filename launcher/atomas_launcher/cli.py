@@ -270,8 +270,9 @@ def _run_with_restarts(rendered: Rendered, job: JobSpec, profile: ClusterProfile
     """Run the job; again after failures, while nothing speaks against it. The last exit code."""
     failures: list[restarts.Failure] = []
     while True:
-        code = runner.run_together(rendered.commands)
-        if not job.restarts or not restarts.is_failure(code):
+        code, was_asked = runner.run_together(rendered.commands)
+        # torchrun and deepspeed end with a failure of their own where they were told to stop
+        if not job.restarts or was_asked or not restarts.is_failure(code):
             return code
         failures.append(restarts.diagnose(code, in_container(autopsy_command(job), job, profile)))
         reason = restarts.obstacle(failures, job.restarts)

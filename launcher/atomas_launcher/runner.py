@@ -60,11 +60,13 @@ def submit(command: Command) -> str:
     return done.stdout.strip()
 
 
-def run_together(commands: Sequence[Command]) -> int:
+def run_together(commands: Sequence[Command]) -> tuple[int, bool]:
     """Start all, hand signals on to each, and end the others where one fails.
 
+    The first signal asks for an end after a save, as the command understands it; a second one goes on as it is.
+
     Returns:
-        The exit code of the first that failed, 128 + N after signal N; else 0.
+        The exit code of the first that failed, 128 + N after signal N, else 0; and whether an end was asked for.
     """
     # this launcher may itself stand in some other job, whose variables would contradict the processes' own; those of
     # an allocation stay, because srun and mpirun find their nodes by them
@@ -78,14 +80,13 @@ def run_together(commands: Sequence[Command]) -> int:
         is_first = not asked
         asked.append(number)
         for process, command in zip(processes, commands, strict=False):  # whoever asks twice means it
-            is_polite = is_first and number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-            _send([process], command.stop_signal if is_polite else number)
+            _send([process], command.stop_signal if is_first else number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
     try:
         for command in commands:
             processes.append(_start(command, clean))
-        return _wait(processes)
+        return _wait(processes), bool(asked)
     finally:
         _send(processes, signal.SIGKILL)
         for process in processes:

@@ -35,7 +35,7 @@ def test_what_fails_twice_alike_is_not_tried_a_third_time(ground: Ground) -> Non
     with ground.run(
         "again", *options, fault="raise 1 4", in_every_attempt=True, train=["--checkpoint.every=0"]
     ) as run:
-        run.ends(1)
+        run.ends(1, 76)
         assert "not started again: it failed twice alike, after step 3: rank 1" in run.text()
         assert "shard 7 is broken" in run.text()
         assert sorted(path.name for path in (run.folder / "attempts").iterdir()) == ["1", "2"]

@@ -167,6 +167,37 @@ def test_ranks_over_ssh_have_time_to_save(launch: Launch, hosts: str, number: in
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("backend", ["local", "torchrun", "deepspeed"])
+def test_ranks_have_time_to_save(launch: Launch, backend: str, number: int) -> None:
+    with started(
+        launch, *options(launch, f"backend: {backend}\n", 1000, "--env=STAND_IN_SAVES=3")
+    ) as process:
+        until(lambda: (launch.run / "step_1").exists() and (launch.run / "step_0").exists(), process)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=100)
+    assert "rank 0 saved" in output + errors
+    assert "rank 1 saved" in output + errors
+    assert process.returncode == 75 or (backend != "local" and process.returncode != 0)
+    assert not (launch.run / "attempts" / "2").exists()  # although torchrun and deepspeed end with a failure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_ranks_over_pdsh_have_time_to_save(launch: Launch, hosts: str, number: int) -> None:
+    if shutil.which("pdsh") is None:
+        pytest.skip("needs pdsh on this host")
+    given = options(
+        launch, f"backend: deepspeed\n{hosts}", 1000, "--nodes=2", "--env=STAND_IN_SAVES=3", count=1
+    )
+    with started(launch, *given) as process:
+        until(lambda: (launch.run / "step_1").exists() and (launch.run / "step_0").exists(), process)
+        process.send_signal(number)
+        process.communicate(timeout=100)
+    until(lambda: all((launch.run / f"saved_{rank}").exists() for rank in (0, 1)))
+
+
+@pytest.mark.slow
 def test_deepspeed_over_pdsh(launch: Launch, hosts: str) -> None:
     if shutil.which("pdsh") is None:
         pytest.skip("needs pdsh on this host")

@@ -4,6 +4,8 @@ Its pdsh command quotes little: it goes through a shell on the other side with a
 as they are. So it is given the path of one script, which holds command and environment, properly quoted.
 """
 
+import base64
+import json
 import re
 import shlex
 
@@ -31,11 +33,12 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         *exports(variables),
         f"exec {shlex.join(in_container(worker_command(job, profile), job, profile))}",
     )
-    runner = (job.python, "-m", "deepspeed.launcher.runner")
     options = ["--no_python", "--no_local_rank", f"--master_port={job.port}"]
     program = str(folder / "worker.sh")
     if job.nodes == 1 and not profile.hosts:
-        arguments = (*runner, *options, f"--num_accelerators={job.gpus_per_node}", program)
+        # not through its runner, which would only start this, and dies of a signal without handing it on
+        agent = (job.python, "-m", "deepspeed.launcher.launch", f"--world_info={_world_info(job)}")
+        arguments = (*agent, *options, program)
         return Rendered(
             files={"worker.sh": worker}, commands=(Command(arguments=arguments, environment=variables),)
         )
@@ -55,5 +58,12 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         "deepspeed_env": script(*(f"{name}={value}" for name, value in plain.items())),
     }
     multi = ("--launcher=pdsh", "--force_multi", "--no_ssh_check")
-    arguments = (*runner, *multi, *options, program)
+    arguments = (job.python, "-m", "deepspeed.launcher.runner", *multi, *options, program)
     return Rendered(files=files, commands=(Command(arguments=arguments, environment=ours),))
+
+
+def _world_info(job: JobSpec) -> str:
+    """Hosts and their devices as the agent reads them."""
+    return base64.urlsafe_b64encode(
+        json.dumps({"localhost": list(range(job.gpus_per_node))}).encode()
+    ).decode()
