@@ -51,8 +51,10 @@ class TokenizerConfig:
 class DataConfig:
     """The corpus, and how it becomes batches."""
 
-    corpus: str = "corpus"
-    """A folder that `atomas data build` or `atomas data demo` wrote, or its address: `https://...`, `s3://bucket/...`."""
+    corpus: str | tuple[str, ...] | dict[str, float] = "corpus"
+    """A folder that `atomas data build` or `atomas data demo` wrote, or its address: `https://...`, `s3://bucket/...`.
+    Several are mixed: as `{a: 1, s3://bucket/b: 3}` by these shares of the stream; as `[a, b]` every pair comes as
+    often as any other, but for the weights that the build gave its files."""
     train_split: str = "train"
     """Split that is trained on."""
     validation_split: str = "validation"
@@ -67,11 +69,37 @@ class DataConfig:
     """A pair with a longer SMILES is dropped and counted: a cut SMILES is not a molecule."""
     window_blocks: int = 64
     """Blocks of 256 records that are shuffled together; all of them are in memory at once."""
+    group_shards: int = 64
+    """Shards whose blocks are shuffled together: a cache of the node needs room for twice as many of each corpus."""
     num_workers: int = 1
     """Loader processes of one rank; 0 loads in the training process."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A block that cannot be read or does not match its checksum ends the run, or other samples stand in for its own
+    and `bad_samples.jsonl` names each."""
+    max_consecutive_skips: int = 100
+    """`skip` ends with an error all the same after so many samples in a row, of one rank in one batch."""
+    max_skips: int = 10000
+    """And after so many samples of all ranks since the run began."""
     tokens: Literal["use", "ignore"] = "use"
     """`use` reads what `atomas data tokenize` wrote, where the corpus has any, and refuses that of another tokenizer;
     `ignore` tokenizes while training."""
+
+    @property
+    def corpora(self) -> dict[str, float | None]:
+        """Every corpus with its weight, where one is given."""
+        if isinstance(self.corpus, str):
+            return {self.corpus: None}
+        return dict(self.corpus) if isinstance(self.corpus, dict) else dict.fromkeys(self.corpus)
+
+    def __post_init__(self) -> None:
+        """Check the corpora."""
+        weights = [weight for weight in self.corpora.values() if weight is not None]
+        if not self.corpora or not all(0 < weight < float("inf") for weight in weights):
+            raise AtomasError(f"data.corpus = {self.corpus}: one corpus at least, and weights above 0")
+        if isinstance(self.corpus, tuple) and len(self.corpora) < len(self.corpus):
+            raise AtomasError(
+                f"data.corpus = {list(self.corpus)}: one is given twice; give it a weight instead"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,6 +447,9 @@ _LOWER_BOUNDS: dict[str, float] = {
     "data.max_smiles_tokens": 4,
     "data.window_blocks": 1,
     "data.num_workers": 0,
+    "data.group_shards": 1,
+    "data.max_consecutive_skips": 0,
+    "data.max_skips": 0,
     "storage.cache_gib": 1e-6,
     "storage.timeout_seconds": 0.1,
     "storage.attempts": 1,

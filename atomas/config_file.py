@@ -6,6 +6,7 @@ as a suggestion. `extends: other.yaml` starts from another file, relative to the
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -126,10 +127,17 @@ def _parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[str, _Value]]:
                 raise AtomasError(f"{place} needs a value")
             text = rest.pop(0)
         try:
-            value = yaml.safe_load(text) if config_keys()[key] is not str else text
+            value = yaml.safe_load(text) if _is_yaml(config_keys()[key], text) else text
         except yaml.YAMLError:
             value = text
         yield key, _Value(value, place)
+
+
+def _is_yaml(annotation: Any, text: str) -> bool:
+    """Text is taken as it stands, but for a list or a mapping where there may be one."""
+    if annotation is str:
+        return False
+    return get_origin(annotation) is not types.UnionType or text[:1] in ("[", "{")
 
 
 def _check_known(key: str, known: Sequence[str], place: str, what: str) -> None:
@@ -174,6 +182,8 @@ def _convert(given: _Value, annotation: Any, key: str) -> Any:
             return value
         near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
         problem = f"one of {', '.join(map(str, choices))}" + (f" (did you mean {near[0]}?)" if near else "")
+    elif origin is types.UnionType:
+        return _convert_corpora(given, key)
     elif origin is tuple:
         inner = get_args(annotation)[0]
         if isinstance(value, list):
@@ -205,6 +215,21 @@ def _convert(given: _Value, annotation: Any, key: str) -> Any:
     else:
         raise AssertionError(f"{key}: no rule for the type {annotation}")
     raise AtomasError(f"{given.place}: {key} = {value!r} must be {problem}")
+
+
+def _convert_corpora(given: _Value, key: str) -> str | tuple[str, ...] | dict[str, float]:
+    """A name, a list of names, or a mapping of names to weights."""
+    value = given.value
+    if isinstance(value, list) and value:
+        return tuple(_convert(_Value(item, given.place), str, key) for item in value)
+    if isinstance(value, dict) and value:
+        return {
+            str(name): _convert(_Value(weight, given.place), float, f"{key}.{name}")
+            for name, weight in value.items()
+        }
+    if isinstance(value, list | dict):
+        raise AtomasError(f"{given.place}: {key} = {value!r} must name a corpus")
+    return str(_convert(given, str, key))
 
 
 def _as_float(value: Any) -> float | None:

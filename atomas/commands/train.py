@@ -31,13 +31,13 @@ def _run(args: argparse.Namespace) -> None:
     from atomas.data.storage import open_storage
     from atomas.errors import AtomasError
 
-    folder = open_storage(config.data.corpus, config.storage).folder
-    # before torch is imported: seconds matter here
-    if folder is not None and not (folder / "index.json").is_file():
-        raise AtomasError(
-            f"data.corpus = {config.data.corpus!r} is not a corpus (it has no index.json); "
-            "make one with `atomas data build` or `atomas data demo`"
-        )
+    for corpus in config.data.corpora:  # before torch is imported: seconds matter here
+        folder = open_storage(corpus, config.storage).folder
+        if folder is not None and not (folder / "index.json").is_file():
+            raise AtomasError(
+                f"data.corpus = {corpus!r} is not a corpus (it has no index.json); "
+                "make one with `atomas data build` or `atomas data demo`"
+            )
     from atomas.training.stop_signal import StopSignal
 
     with StopSignal() as stop:

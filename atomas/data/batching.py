@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atomas.data.bad_samples import Skipped
+
 
 class Encoder(Protocol):
     """What `collate` needs of a tokenizer."""
@@ -35,6 +37,13 @@ class RaggedTokens:
         return cls(
             ids=torch.from_numpy(np.fromiter(chain.from_iterable(sequences), dtype=np.int64)),
             lengths=torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64),
+        )
+
+    @staticmethod
+    def join(parts: Sequence["RaggedTokens"]) -> "RaggedTokens":
+        """The sequences of all parts, one after another."""
+        return RaggedTokens(
+            ids=torch.cat([part.ids for part in parts]), lengths=torch.cat([part.lengths for part in parts])
         )
 
     def to(self, device: torch.device | str) -> "RaggedTokens":
@@ -65,7 +74,9 @@ class PairBatch:
     text_id: Tensor
     """[b] int64, equal for equal texts: see `stable_id` of the text"""
     sample_id: Tensor
-    """[b] int64, index of the record in its split"""
+    """[b] int64, number of the record in the run's corpora"""
+    skipped: tuple[Skipped, ...] = ()
+    """Samples that could not be read, in whose place others stand"""
 
     def __len__(self) -> int:
         """Return b, the number of pairs."""
@@ -77,7 +88,7 @@ class PairBatch:
             self.text.ids, self.text.lengths, self.smiles.ids, self.smiles.lengths,
             self.molecule_id, self.text_id, self.sample_id,
         )  # fmt: skip
-        return _unpack_batch, tuple(_narrow(tensor.numpy()) for tensor in tensors)
+        return _unpack_batch, (self.skipped, *(_narrow(tensor.numpy()) for tensor in tensors))
 
     def to(self, device: torch.device | str) -> "PairBatch":
         """The same batch on `device`; asynchronous from pinned memory."""
@@ -87,6 +98,19 @@ class PairBatch:
             molecule_id=self.molecule_id.to(device, non_blocking=True),
             text_id=self.text_id.to(device, non_blocking=True),
             sample_id=self.sample_id.to(device, non_blocking=True),
+        )
+
+    @staticmethod
+    def join(parts: Sequence["PairBatch"]) -> "PairBatch":
+        """The pairs of all parts, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return PairBatch(
+            text=RaggedTokens.join([part.text for part in parts]),
+            smiles=RaggedTokens.join([part.smiles for part in parts]),
+            molecule_id=torch.cat([part.molecule_id for part in parts]),
+            text_id=torch.cat([part.text_id for part in parts]),
+            sample_id=torch.cat([part.sample_id for part in parts]),
         )
 
     def split(self, count: int) -> list["PairBatch"]:
@@ -116,6 +140,7 @@ class PairBatch:
             molecule_id=self.molecule_id.pin_memory(),
             text_id=self.text_id.pin_memory(),
             sample_id=self.sample_id.pin_memory(),
+            skipped=self.skipped,
         )
 
 
@@ -209,7 +234,7 @@ def _narrow(values: NDArray[np.int64]) -> NDArray[Any]:
     return values.astype(np.uint16) if fits else values
 
 
-def _unpack_batch(*arrays: NDArray[Any]) -> PairBatch:
+def _unpack_batch(skipped: tuple[Skipped, ...], *arrays: NDArray[Any]) -> PairBatch:
     text, text_lengths, smiles, smiles_lengths, molecule_id, text_id, sample_id = (
         torch.from_numpy(array.astype(np.int64)) for array in arrays
     )
@@ -219,6 +244,7 @@ def _unpack_batch(*arrays: NDArray[Any]) -> PairBatch:
         molecule_id=molecule_id,
         text_id=text_id,
         sample_id=sample_id,
+        skipped=skipped,
     )
 
 

@@ -5,13 +5,14 @@ Two bytes a sequence, 400 MB for 100 million pairs, of which the processes of a 
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atomas.data.bad_samples import BlockError
 from atomas.data.loader import OrderedLoader
 from atomas.data.parallel import available_cores
 from atomas.data.progress import Progress
@@ -27,6 +28,7 @@ LONGEST = 2**16 - 2
 """Longest limit that lengths of two bytes can be compared with: what is longer still is stored as one more."""
 
 Lengths = NDArray[np.uint16]
+OnBadBlock = Callable[[BlockError, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +53,26 @@ class TokenLengths:
     smiles: Lengths
 
     @staticmethod
-    def measure(split: ShardedSplit, tokenizer: AtomasTokenizer) -> "TokenLengths":
-        """Tokenize the whole split, in parallel where it is large, with progress."""
+    def measure(
+        split: ShardedSplit, tokenizer: AtomasTokenizer, *, on_bad_block: OnBadBlock | None = None
+    ) -> "TokenLengths":
+        """Tokenize the whole split, in parallel where it is large, with progress.
+
+        A block that cannot be read raises BlockError; or `on_bad_block` hears of it, with the number of its records,
+        which count as too long for any use.
+        """
         loader = OrderedLoader(
             _BlockLengths(split, tokenizer), range(len(split.blocks)), num_workers=block_workers(split)
         )
         parts = [np.empty((2, 0), dtype=np.uint16)]
         with Progress(f"measuring {split.name}", split.num_records, unit="pairs") as progress:
-            for part in loader:
+            for number, part in enumerate(loader):
+                if isinstance(part, BlockError):
+                    if on_bad_block is None:
+                        raise part
+                    count = split.blocks[number].num_records
+                    on_bad_block(part, count)
+                    part = np.full((2, count), LONGEST + 1, dtype=np.uint16)
                 parts.append(part)
                 progress.update(part.shape[1])
         text, smiles = np.concatenate(parts, axis=1)
@@ -82,14 +96,22 @@ class TokenLengths:
         os.replace(partial, path)
 
     @staticmethod
-    def resolve(corpus: Corpus, split: str, tokenizer: AtomasTokenizer, cache_dir: Path) -> "TokenLengths":
-        """Map the lengths from `cache_dir`, or measure them and leave them there.
+    def resolve(
+        corpus: Corpus,
+        split: str,
+        tokenizer: AtomasTokenizer,
+        cache_dir: Path,
+        *,
+        on_bad_block: OnBadBlock | None = None,
+    ) -> "TokenLengths":
+        """Map the lengths from `cache_dir`, or `measure` them and leave them there.
 
         The file's name holds the fingerprints of corpus and tokenizer, so that it is never stale.
         """
         path = cache_dir / f"lengths-{split}-{corpus.fingerprint[:16]}-{tokenizer.fingerprint[:16]}.npy"
         if not path.exists():
-            TokenLengths.measure(corpus.split(split), tokenizer).save(path)
+            measured = TokenLengths.measure(corpus.split(split), tokenizer, on_bad_block=on_bad_block)
+            measured.save(path)
         return TokenLengths.load(path)
 
     def select(self, *, max_text_tokens: int, max_smiles_tokens: int, text_is_written: bool) -> Selection:
@@ -136,9 +158,12 @@ class _BlockLengths:
         self._split = split
         self._tokenizer = tokenizer
 
-    def __getitem__(self, block: int) -> Lengths:
+    def __getitem__(self, block: int) -> Lengths | BlockError:
         """Token lengths of the texts and the SMILES of a block, [2, num_records]."""
-        records = self._split.read_block(block)
+        try:
+            records = self._split.read_block(block)
+        except BlockError as error:
+            return error
         columns = ([record[name] for record in records] for name in ("text", "smiles"))
         return np.stack(
             [stored_lengths([len(ids) for ids in self._tokenizer.encode_batch(column)]) for column in columns]

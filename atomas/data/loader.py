@@ -1,8 +1,9 @@
 """Ordered items of a dataset from worker processes that leave signals and errors to the parent."""
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -42,28 +43,54 @@ class OrderedLoader(DataLoader[T]):
             generator=torch.Generator(),
         )
 
-    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
+    def __iter__(self) -> "OrderedItems[T]":  # type: ignore[override]
         # A worker begins with this mask: a signal that comes before it ignores them waits, instead of ending it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)
         try:
-            items = super().__iter__()
+            return OrderedItems(super().__iter__())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for item in items:
-            if isinstance(item, AtomasError):
-                raise item
-            yield item
 
 
-class _Guarded(Dataset[T | AtomasError], Generic[T]):
+class OrderedItems(Iterator[T]):
+    """The items of one pass."""
+
+    def __init__(self, made: Iterator["_Made"]) -> None:
+        self._made = made
+        self.cpu_seconds = 0.0
+        """Processor time that the items given so far have cost, in whichever process"""
+
+    def __next__(self) -> T:
+        item, seconds = next(self._made)
+        self.cpu_seconds += seconds
+        if isinstance(item, _Failure):
+            self._made = iter(())  # a traceback that somebody keeps is not to keep the workers
+            raise item.error
+        return item
+
+
+class _Made(NamedTuple):
+    """An item, or why there is none, and what it cost; a tuple, so that torch pins the memory of what is in it."""
+
+    item: Any
+    cpu_seconds: float
+
+
+class _Failure(NamedTuple):
+    error: AtomasError
+
+
+class _Guarded(Dataset[_Made], Generic[T]):
     def __init__(self, items: Items[T]) -> None:
         self._items = items
 
-    def __getitem__(self, number: int) -> T | AtomasError:
+    def __getitem__(self, number: int) -> _Made:
+        started = time.process_time()
         try:
-            return self._items[number]
+            item: T | _Failure = self._items[number]
         except AtomasError as error:
-            return error
+            item = _Failure(error)
+        return _Made(item, time.process_time() - started)
 
 
 def _identity(item: T) -> T:

@@ -5,29 +5,54 @@ integer, the same for every world size and number of workers.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import pairwise
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER_VERSION = "order_v1"
+ORDER_VERSION = "order_v2"
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-_BLOCKS, _RECORDS = 0, 1  # independent streams of random numbers
+_BLOCKS, _RECORDS, _SHARDS, _CORPORA, _STAND_INS = range(5)  # independent streams of random numbers
+_STAND_INS_NEARBY = 8
+_CYCLE = 4096
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
+
+
+class Order(Protocol):
+    """Which record stands at which position."""
+
+    def __len__(self) -> int:
+        """Positions of one epoch."""
+        ...
+
+    @property
+    def window_blocks(self) -> int:
+        """Blocks that are in use together."""
+        ...
+
+    def indices(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Records at positions start, ..., stop - 1."""
+        ...
+
+    def stand_in(self, position: int, attempt: int) -> int:
+        """The record that is read at a position after `attempt` others could not be."""
+        ...
 
 
 class GlobalOrder:
     """Position p of the stream -> (epoch, record): epochs follow each other without a gap or a dropped tail.
 
-    In every epoch the blocks are permuted, and the eligible records of each `window_blocks` consecutive
-    blocks of that permutation are permuted together; so a reader holds one window of blocks at a time.
-    `block_sizes` are the records per block in stored order; `eligible` ([num_records] bool) leaves records
-    out.
+    In every epoch the shards are permuted, then the blocks of each `group_shards` consecutive shards of that
+    permutation together, then the eligible records of each `window_blocks` consecutive blocks. So a reader holds one
+    window of blocks at a time, and asks for the shards of a group once in an epoch.
+    `block_sizes` are the records per block in stored order, `shard_sizes` the blocks per shard (None: all are in
+    one); `eligible` ([num_records] bool) leaves records out.
     """
 
     def __init__(
@@ -37,7 +62,13 @@ class GlobalOrder:
         seed: int,
         window_blocks: int,
         eligible: NDArray[np.bool_] | None = None,
+        shard_sizes: Sequence[int] | None = None,
+        group_shards: int = 64,
     ) -> None:
+        shards = [len(block_sizes)] if shard_sizes is None else shard_sizes
+        assert sum(shards) == len(block_sizes), "every block is in a shard"
+        self._shard_of_block = np.repeat(np.arange(len(shards)), shards)
+        self._group_shards = group_shards
         bounds = np.concatenate([[0], np.cumsum(block_sizes, dtype=np.int64)])
         chosen = np.ones(bounds[-1], dtype=bool) if eligible is None else eligible
         assert chosen.shape == (bounds[-1],), "one flag per record"
@@ -71,10 +102,26 @@ class GlobalOrder:
             start += len(part)
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
+    def stand_in(self, position: int, attempt: int) -> int:
+        """A record in place of one that cannot be read: of its window in the first attempts, of any beyond."""
+        epoch, offset = divmod(position, len(self))
+        number = int(_hashes(np.array([attempt]), self._seed, position, _STAND_INS)[0] >> np.uint64(1))
+        if attempt >= _STAND_INS_NEARBY:
+            start = epoch * len(self) + number % len(self)
+            return int(self.indices(start, start + 1)[0])
+        _, ends = self._epoch(epoch)
+        window = self._window(epoch, int(np.searchsorted(ends, offset, side="right")))
+        return int(window[number % len(window)])
+
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The permuted blocks of an epoch, and the position in the epoch where each window ends."""
         if epoch not in self._epochs:
+            shards = _permutation(np.arange(self._shard_of_block[-1] + 1), self._seed, epoch, _SHARDS)
+            place = np.empty_like(shards)
+            place[shards] = np.arange(len(shards))
             blocks = _permutation(np.arange(len(self._sizes)), self._seed, epoch, _BLOCKS)
+            group = place[self._shard_of_block[blocks]] // self._group_shards
+            blocks = blocks[np.argsort(group, kind="stable")]
             sizes = self._sizes[blocks]
             starts = np.arange(0, len(blocks), self.window_blocks)
             _keep_two(self._epochs, epoch, (blocks, np.cumsum(np.add.reduceat(sizes, starts))))
@@ -97,18 +144,115 @@ class GlobalOrder:
         return start + np.flatnonzero(bits)
 
 
-def _permutation(items: NDArray[np.int64], seed: int, epoch: int, stream: int) -> NDArray[np.int64]:
-    """`items` in the order of a hash of each.
+class MixedOrder:
+    """The orders of several corpora run together by weight; the records of each are numbered after the last one's.
 
-    Sorted by the outputs of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
-    generators") at index `item`, seeded by the other arguments: numpy's own shuffles may change between its
-    versions.
+    An epoch is as long as all corpora together. In it corpus i has `quotas[i]` positions, spread evenly: each of its
+    records comes once where the weights are the corpora's lengths, otherwise its own order goes on in the next epoch.
+    Every `_CYCLE` positions, about, are permuted among the corpora.
+    """
+
+    def __init__(
+        self,
+        orders: Sequence[GlobalOrder],
+        num_records: Sequence[int],
+        weights: Sequence[float],
+        *,
+        seed: int,
+    ) -> None:
+        """`num_records` are those of each corpus, eligible or not; `weights` are positive, of any sum."""
+        self._orders = orders
+        self._starts = np.concatenate([[0], np.cumsum(num_records, dtype=np.int64)]).tolist()
+        self._length = sum(map(len, orders))
+        self._seed = seed
+        self.quotas = _quotas(weights, self._length)
+        cycles = -(-self._length // _CYCLE)
+        steps = np.arange(cycles + 1, dtype=np.int64)
+        self._counts = np.stack([-(-quota * steps // cycles) for quota in self.quotas])
+        """[corpora, cycles + 1]: positions of each corpus before each cycle"""
+        self._bounds = self._counts.sum(axis=0)
+        self._cycles: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+
+    def __len__(self) -> int:
+        """Positions of an epoch."""
+        return self._length
+
+    @property
+    def window_blocks(self) -> int:
+        """Blocks of one corpus that are in use together."""
+        return max(order.window_blocks for order in self._orders)
+
+    def indices(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Records at positions start, ..., stop - 1: [stop - start] int64."""
+        parts = []
+        while start < stop:
+            cycle, offset = self._find(start)
+            _, records = self._cycle(cycle)
+            part = records[offset : offset + stop - start]
+            parts.append(part)
+            start += len(part)
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def stand_in(self, position: int, attempt: int) -> int:
+        """A record of the same corpus in place of one that cannot be read."""
+        cycle, offset = self._find(position)
+        corpora, _ = self._cycle(cycle)
+        corpus = int(corpora[offset])
+        own = self._first(cycle, corpus) + int((corpora[:offset] == corpus).sum())
+        return self._orders[corpus].stand_in(own, attempt) + int(self._starts[corpus])
+
+    def _find(self, position: int) -> tuple[int, int]:
+        """The cycle since the beginning, and the place in it."""
+        epoch, offset = divmod(position, self._length)
+        cycle = int(np.searchsorted(self._bounds, offset, side="right")) - 1
+        return epoch * (len(self._bounds) - 1) + cycle, offset - int(self._bounds[cycle])
+
+    def _first(self, cycle: int, corpus: int) -> int:
+        """Where the corpus's own order stands when a cycle begins."""
+        epoch, number = divmod(cycle, len(self._bounds) - 1)
+        return epoch * self.quotas[corpus] + int(self._counts[corpus, number])
+
+    def _cycle(self, cycle: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of the positions of a cycle, the corpus and the record."""
+        if cycle not in self._cycles:
+            number = cycle % (len(self._bounds) - 1)
+            counts = self._counts[:, number + 1] - self._counts[:, number]
+            corpora = np.repeat(np.arange(len(counts)), counts)
+            corpora = corpora[_permutation(np.arange(len(corpora)), self._seed, cycle, _CORPORA)]
+            records = np.empty(len(corpora), dtype=np.int64)
+            for corpus, count in enumerate(counts.tolist()):
+                first = self._first(cycle, corpus)
+                own = self._orders[corpus].indices(first, first + count)
+                records[corpora == corpus] = own + self._starts[corpus]
+            _keep_two(self._cycles, cycle, (corpora, records))
+        return self._cycles[cycle]
+
+
+def _quotas(weights: Sequence[float], total: int) -> list[int]:
+    """`total` shared out by weight, to the last one: exact where the weights themselves sum to it."""
+    exact = [Fraction(weight) * total / sum(map(Fraction, weights)) for weight in weights]
+    quotas = [max(1, int(share)) for share in exact]
+    by_rest = sorted(range(len(exact)), key=lambda i: (exact[i] - quotas[i], -i), reverse=True)
+    for i in by_rest[: max(0, total - sum(quotas))]:
+        quotas[i] += 1
+    quotas[int(np.argmax(quotas))] -= max(0, sum(quotas) - total)  # what the least share of one took
+    return quotas
+
+
+def _permutation(items: NDArray[np.int64], seed: int, epoch: int, stream: int) -> NDArray[np.int64]:
+    """`items` in the order of a hash of each: numpy's own shuffles may change between its versions."""
+    return items[np.argsort(_hashes(items, seed, epoch, stream), kind="stable")]
+
+
+def _hashes(items: NDArray[np.int64], seed: int, epoch: int, stream: int) -> NDArray[np.uint64]:
+    """The outputs of SplitMix64 at index `item`, seeded by the other arguments.
+
+    Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
     """
     key = 0
     for value in (seed, epoch, stream):
         key = int(_mix(np.array([(key ^ value) + _GOLDEN_RATIO & _MASK], dtype=np.uint64))[0])
-    hashes = _mix(np.uint64(key) + items.astype(np.uint64) * np.uint64(_GOLDEN_RATIO))
-    return items[np.argsort(hashes, kind="stable")]
+    return _mix(np.uint64(key) + items.astype(np.uint64) * np.uint64(_GOLDEN_RATIO))
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

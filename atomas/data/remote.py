@@ -48,6 +48,10 @@ class RemoteFolder:
         """The address of a file."""
         return f"{self._address}/{path}"
 
+    def below(self, folder: str) -> "RemoteFolder":
+        """What lies under a longer address."""
+        return RemoteFolder(self.where(folder), self._config)
+
     def read_whole(self, path: str) -> bytes:
         """All bytes of a small file."""
         for attempt in self._retrying():
@@ -153,7 +157,7 @@ def _check_protocol(protocol: str) -> None:
         ) from None
     except ImportError as error:
         raise AtomasError(
-            f"{protocol}:// needs a package that is not installed ({error}): pip install 'atomas[{protocol}]'"
+            f"{protocol}:// needs a package that is not installed: {error} (for s3:// `pip install 'atomas[s3]'`)"
         ) from None
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from atomas.config import StorageConfig
+from atomas.data.bad_samples import BlockError
 from atomas.data.blocks import Block, BlockTable, Compression, member_suffix, pack, unpack
 from atomas.data.storage import Storage, open_storage
 from atomas.errors import AtomasError
@@ -271,13 +272,13 @@ class Corpus:
     splits: dict[str, "ShardedSplit"] = field(repr=False)
 
     @staticmethod
-    def open(location: Path | str, config: StorageConfig | None = None) -> "Corpus":
+    def open(location: Path | str | Storage, config: StorageConfig | None = None) -> "Corpus":
         """Read the index, and check that every shard of a folder is there with its full size.
 
-        `location` is a folder or an address; `config` says how shards are fetched from one.
+        `location` is a folder, an address or what either became; `config` says how shards are fetched from one.
         Raises AtomasError if there is no corpus, one of another format, or one that lacks (part of) a shard.
         """
-        storage = open_storage(location, config)
+        storage = open_storage(location, config) if isinstance(location, Path | str) else location
         index = read_index(storage)
         try:
             splits = {
@@ -319,6 +320,10 @@ class Corpus:
             )
         return self.splits[name]
 
+    def parts(self, name: str) -> "list[ShardedSplit]":
+        """The split called `name`, alone: what `Corpora` has several of."""
+        return [self.split(name)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardedSplit:
@@ -353,17 +358,19 @@ class ShardedSplit:
     def read_bytes(self, index: int) -> bytes:
         """What block `index` holds, decompressed; its checksum is verified.
 
-        Raises AtomasError naming shard and block when it cannot be read or does not match the index.
+        Raises BlockError naming shard and block when it cannot be read or does not match the index.
         """
         block, shard = self.blocks[index], self.shard_of(index)
         data = self._fetch(shard, block)
         if not _is_intact(data, block) and self.storage.discard(shard):
             data = self._fetch(shard, block)
         if not _is_intact(data, block):
-            raise AtomasError(
-                f"block {block.name} of shard {self.storage.where(shard.path)} is corrupt (its checksum differs from "
-                "the index): restore the file or build the corpus again"
-            )
+            place = self.storage.where(shard.path)
+            raise BlockError(
+                f"block {block.name} of shard {place} is corrupt (its checksum differs from the index): restore the "
+                "file or build the corpus again",
+                shard=place, block=block.name, offset=block.offset, reason="its checksum differs from the index",
+            )  # fmt: skip
         return unpack(data, block)
 
     def _fetch(self, shard: Shard, block: Block) -> bytes:
@@ -371,10 +378,12 @@ class ShardedSplit:
         try:
             return self.storage.read(shard, block.offset, block.bytes)
         except OSError as error:
-            raise AtomasError(
-                f"cannot read block {block.name} of shard {self.storage.where(shard.path)}: "
-                f"{error.strerror or error}; restore the file or build the corpus again"
-            ) from error
+            place, reason = self.storage.where(shard.path), error.strerror or str(error)
+            raise BlockError(
+                f"cannot read block {block.name} of shard {place}: {reason}; restore the file or build "
+                "the corpus again",
+                shard=place, block=block.name, offset=block.offset, reason=reason,
+            ) from error  # fmt: skip
 
     def __iter__(self) -> Iterator[Record]:
         for index in range(len(self.blocks)):

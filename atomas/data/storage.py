@@ -43,6 +43,10 @@ class Storage(Protocol):
         """The full name of a file, for messages."""
         ...
 
+    def below(self, folder: str) -> "Storage":
+        """What lies in a folder of it."""
+        ...
+
     def read_whole(self, path: str) -> bytes:
         """All bytes of a small file. FileNotFoundError if there is none, other OSErrors as they come."""
         ...
@@ -72,6 +76,10 @@ class LocalFolder:
     def where(self, path: str) -> str:
         """The full name of a file, for messages."""
         return str(self.folder / path)
+
+    def below(self, folder: str) -> "LocalFolder":
+        """What lies in a folder of it."""
+        return LocalFolder(self.folder / folder)
 
     def read_whole(self, path: str) -> bytes:
         """All bytes of a small file."""

@@ -5,18 +5,22 @@ alone; the world size only decides who gets which pair.
 """
 
 import logging
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomas.config import Config
+from atomas.data.bad_samples import BlockError, ErrorPolicy, Skipped, append_left_out
 from atomas.data.batching import PairBatch, collate
-from atomas.data.lengths import TokenLengths
+from atomas.data.block_cache import BlockCache
+from atomas.data.corpora import Corpora
+from atomas.data.lengths import Selection, TokenLengths
 from atomas.data.loader import OrderedLoader
-from atomas.data.order import GlobalOrder
+from atomas.data.order import GlobalOrder, MixedOrder, Order
 from atomas.data.shards import Corpus, ShardedSplit
 from atomas.data.tokenizer import AtomasTokenizer
 from atomas.data.tokens import TokenReader, open_tokens, token_lengths
@@ -27,27 +31,37 @@ logger = logging.getLogger(__name__)
 _FIELDS = ("text", "smiles", "inchikey")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The pairs of one split, and how many tokens each has."""
+
+    split: ShardedSplit
+    lengths: TokenLengths
+    tokens: ShardedSplit | None = None
+    """Its pairs as tokens, which are read in place of texts where they are given"""
+
+
 class PairStream:
     """One rank's part of each global batch: `stream[n]` is a pure function of n = 0, 1, ... without end.
 
     Global batch n holds the records at positions n B, ..., (n + 1) B - 1 of `order`. Each of W ranks gets B
-    / W of them, dealt so that the ranks have nearly the same number of tokens.
+    / W of them, dealt so that the ranks have nearly the same number of tokens. A record that cannot be read ends in
+    an error, or its position goes to a record that can, which is another function of the position alone.
     """
 
     def __init__(
         self,
-        split: ShardedSplit,
+        sources: Sequence[Source],
         tokenizer: AtomasTokenizer,
-        order: GlobalOrder,
-        lengths: TokenLengths,
+        order: Order,
         *,
         batch_size: int,
         max_text_tokens: int,
-        tokens: ShardedSplit | None = None,
+        policy: ErrorPolicy | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """`order` and `lengths` are those of `split`, and so are its `tokens`, which are read where they are given.
+        """`order` numbers the records of the first source, then those of the next.
 
         Raises AtomasError if W does not divide B or if an epoch is shorter than a batch.
         """
@@ -58,92 +72,192 @@ class PairStream:
                 f"world sizes that divide it: {', '.join(map(str, legal))}"
             )
         if len(order) < batch_size:
+            names = " and ".join(
+                f"split {source.split.name!r} of {source.split.storage}" for source in sources
+            )
             raise AtomasError(
-                f"split {split.name!r} of {split.storage} has {len(order)} usable pairs, fewer than "
+                f"{names} has {len(order)} usable pairs, fewer than "
                 f"data.batch_size = {batch_size}: lower it, or raise data.max_smiles_tokens or "
                 "data.max_text_tokens"
             )
-        self._records = _RecordReader(split, order.window_blocks)
-        self._tokens = TokenReader(tokens, order.window_blocks) if tokens else None
-        self._tokenizer = tokenizer
+        self._sources = sources
+        self._starts = np.cumsum([0] + [source.split.num_records for source in sources])
+        self._readers: list[_Reader] = [
+            TokenReader(source.tokens, order.window_blocks)
+            if source.tokens is not None
+            else _RecordReader(source.split, tokenizer, order.window_blocks)
+            for source in sources
+        ]
         self._order = order
-        self._lengths = lengths
         self._batch_size = batch_size
         self._max_text_tokens = max_text_tokens
+        self._policy = policy or ErrorPolicy()
         self._rank = rank
         self._world_size = world_size
 
     @staticmethod
     def open(
-        config: Config, corpus: Corpus, tokenizer: AtomasTokenizer, *, rank: int = 0, world_size: int = 1
+        config: Config, corpora: Corpora, tokenizer: AtomasTokenizer, *, rank: int = 0, world_size: int = 1
     ) -> "PairStream":
         """The training stream of a run.
 
-        Reads the corpus's tokens where it has any. Otherwise token lengths are kept in the run's folder; where they
+        Reads a corpus's tokens where it has any. Otherwise token lengths are kept in the run's folder; where they
         are not there yet, this measures them, so let one rank come first. Raises AtomasError for an unknown split,
         tokens of another tokenizer, an illegal world size or too few usable pairs.
         """
         data = config.data
-        split = corpus.split(data.train_split)
-        tokens = open_tokens(corpus, tokenizer) if data.tokens == "use" else None
-        if tokens is not None:
-            lengths = token_lengths(tokens, split.name)
-        else:
-            run_folder = Path(config.run.output_dir) / config.run.name
-            lengths = TokenLengths.resolve(corpus, split.name, tokenizer, run_folder)
-        selection = lengths.select(
-            max_text_tokens=data.max_text_tokens,
-            max_smiles_tokens=data.max_smiles_tokens,
-            text_is_written=config.loss.task != "genmol" and config.loss.lm_weight > 0,
-        )
-        if rank == 0:
-            logger.info(
-                "split %r: %d pairs of %d; dropped %d with a SMILES over %d tokens, %d with a text over %d; "
-                "cut %d texts",
-                split.name, selection.eligible.sum(), split.num_records, selection.dropped_smiles,
-                data.max_smiles_tokens, selection.dropped_texts, data.max_text_tokens, selection.cut_texts,
-            )  # fmt: skip
-        order = GlobalOrder(
-            split.blocks.num_records,
-            seed=config.run.seed,
-            window_blocks=data.window_blocks,
-            eligible=selection.eligible,
-        )
+        sources = [_open_source(config, corpus, tokenizer) for corpus in corpora.members]
+        orders = []
+        for number, source in enumerate(sources):
+            selection = source.lengths.select(
+                max_text_tokens=data.max_text_tokens,
+                max_smiles_tokens=data.max_smiles_tokens,
+                text_is_written=config.loss.task != "genmol" and config.loss.lm_weight > 0,
+            )
+            if rank == 0:
+                _log_selection(config, source.split, selection)
+            orders.append(
+                GlobalOrder(
+                    source.split.blocks.num_records,
+                    # corpora of the same sizes are not to be permuted alike
+                    seed=config.run.seed ^ (number << 40),
+                    window_blocks=data.window_blocks,
+                    eligible=selection.eligible,
+                    shard_sizes=[len(shard.blocks) for shard in source.split.shards],
+                    group_shards=data.group_shards,
+                )
+            )
         return PairStream(
-            split,
+            sources,
             tokenizer,
-            order,
-            lengths,
+            _mix(orders, sources, corpora, config.run.seed),
             batch_size=data.batch_size,
             max_text_tokens=data.max_text_tokens,
-            tokens=tokens.split(split.name) if tokens else None,
+            policy=ErrorPolicy(
+                on_error=data.on_error, max_consecutive=data.max_consecutive_skips, max_total=data.max_skips
+            ),
             rank=rank,
             world_size=world_size,
         )
 
     @property
-    def lengths(self) -> TokenLengths:
-        """Tokens of every record of the split."""
-        return self._lengths
-
-    @property
-    def order(self) -> GlobalOrder:
+    def order(self) -> Order:
         """Which record stands where; its length is the number of pairs in an epoch."""
         return self._order
 
+    @property
+    def policy(self) -> ErrorPolicy:
+        """What becomes of records that cannot be read."""
+        return self._policy
+
+    def lengths(self, members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens of the texts, cut, and of the SMILES of some records, both int64."""
+        text, smiles = np.empty_like(members), np.empty_like(members)
+        for number, places in self._by_source(members):
+            own = members[places] - self._starts[number]
+            text[places], smiles[places] = self._sources[number].lengths.seen(own, self._max_text_tokens)
+        return text, smiles
+
     def __getitem__(self, number: int) -> PairBatch:
         """The rank's pairs of global batch `number`. AtomasError names an unreadable shard and block."""
-        members = self._order.indices(number * self._batch_size, (number + 1) * self._batch_size)
-        cost = np.add(*self._lengths.seen(members, self._max_text_tokens))
-        own = members[_deal(cost, self._rank, self._world_size)]
-        if self._tokens is not None:
-            return self._tokens.collate(own, self._max_text_tokens)
-        return collate(
-            [self._records[index] for index in own],
-            self._tokenizer,
-            sample_ids=own,
-            max_text_tokens=self._max_text_tokens,
-        )
+        first = number * self._batch_size
+        members = self._order.indices(first, first + self._batch_size)
+        dealt = _deal(np.add(*self.lengths(members)), self._rank, self._world_size)
+        own, skipped = self._readable(first + dealt, members[dealt])
+        parts = []
+        for source, places in self._by_source(own):
+            part = self._readers[source].collate(own[places] - self._starts[source], self._max_text_tokens)
+            parts.append(replace(part, sample_id=part.sample_id + int(self._starts[source])))
+        return replace(PairBatch.join(parts), skipped=tuple(skipped))
+
+    def _readable(
+        self, positions: NDArray[np.int64], members: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], list[Skipped]]:
+        """`members`, but where one cannot be read the first of its position's stand-ins that can."""
+        broken = [self._readers[source].blocks.load(own) for source, own in self._split(members)]
+        if not any(broken):
+            return members, []
+        readable, skipped, in_a_row = members.copy(), [], 0
+        for place, (position, member) in enumerate(zip(positions.tolist(), members.tolist(), strict=True)):
+            first_error = error = self._error(member)
+            attempt = 0
+            while error is not None:
+                in_a_row += 1
+                self._policy.check_consecutive(in_a_row, error)
+                readable[place] = self._order.stand_in(position, attempt)
+                attempt += 1
+                error = self._error(int(readable[place]))
+            in_a_row = 0
+            if first_error is not None:
+                skipped.append(
+                    Skipped(
+                        position=position, sample=member, stand_in=int(readable[place]), shard=first_error.shard,
+                        block=first_error.block, offset=first_error.offset, reason=first_error.reason,
+                    )
+                )  # fmt: skip
+        for source, own in self._split(readable):
+            self._readers[source].blocks.load(own)
+        return readable, skipped
+
+    def _error(self, member: int) -> BlockError | None:
+        ((source, own),) = self._split(np.array([member]))
+        return next(iter(self._readers[source].blocks.load(own).values()), None)
+
+    def _split(self, members: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+        """The sources of some records, and the records' numbers in them."""
+        return [
+            (source, members[places] - self._starts[source]) for source, places in self._by_source(members)
+        ]
+
+    def _by_source(self, members: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+        """The sources of some records, and the places of each one's."""
+        sources = np.searchsorted(self._starts, members, side="right") - 1
+        return [(int(source), np.flatnonzero(sources == source)) for source in np.unique(sources)]
+
+
+class _Reader(Protocol):
+    blocks: BlockCache
+
+    def collate(self, members: NDArray[np.int64], max_text_tokens: int | None = None) -> PairBatch: ...
+
+
+def _open_source(config: Config, corpus: Corpus, tokenizer: AtomasTokenizer) -> Source:
+    data = config.data
+    split = corpus.split(data.train_split)
+    tokens = open_tokens(corpus, tokenizer) if data.tokens == "use" else None
+    if tokens is not None:
+        return Source(split=split, lengths=token_lengths(tokens, split.name), tokens=tokens.split(split.name))
+    run_folder = Path(config.run.output_dir) / config.run.name
+
+    def leave_out(error: BlockError, num_records: int) -> None:
+        logger.warning("%d pairs are left out of the run: %s", num_records, error)
+        append_left_out(run_folder, error, num_records)
+
+    lengths = TokenLengths.resolve(
+        corpus, split.name, tokenizer, run_folder, on_bad_block=leave_out if data.on_error == "skip" else None
+    )
+    return Source(split=split, lengths=lengths)
+
+
+def _log_selection(config: Config, split: ShardedSplit, selection: Selection) -> None:
+    logger.info(
+        "split %r of %s: %d pairs of %d; dropped %d with a SMILES over %d tokens, %d with a text over %d; "
+        "cut %d texts",
+        split.name, split.storage, selection.eligible.sum(), split.num_records, selection.dropped_smiles,
+        config.data.max_smiles_tokens, selection.dropped_texts, config.data.max_text_tokens, selection.cut_texts,
+    )  # fmt: skip
+
+
+def _mix(orders: list[GlobalOrder], sources: Sequence[Source], corpora: Corpora, seed: int) -> Order:
+    if len(orders) == 1:
+        return orders[0]
+    for order, source in zip(orders, sources, strict=True):
+        if not len(order):
+            raise AtomasError(
+                f"split {source.split.name!r} of {source.split.storage} has no usable pair: leave it out of data.corpus"
+            )
+    weights = corpora.mixing_weights([len(order) for order in orders])
+    return MixedOrder(orders, [source.split.num_records for source in sources], weights, seed=seed)
 
 
 def build_loader(
@@ -171,7 +285,7 @@ def evaluation_batches(
     A SMILES over `max_smiles_tokens` is left out, as in training, and the log says how many were.
     """
     stop = split.num_records if max_pairs is None else min(max_pairs, split.num_records)
-    reader = _RecordReader(split, cached_blocks=2)
+    reader = _RecordReader(split, tokenizer, cached_blocks=2)
     chosen = list(range(stop))
     if max_smiles_tokens is not None:
         ids = tokenizer.encode_batch([reader[index]["smiles"] for index in chosen])
@@ -194,24 +308,29 @@ def evaluation_batches(
 
 
 class _RecordReader:
-    """Records of a split by index; keeps the `cached_blocks` most recently used blocks."""
+    """Batches of the pairs of a split; keeps the `cached_blocks` most recently used blocks."""
 
-    def __init__(self, split: ShardedSplit, cached_blocks: int) -> None:
-        self._split = split
-        self._bounds = np.concatenate([[0], np.cumsum(split.blocks.num_records, dtype=np.int64)])
-        self._cached_blocks = cached_blocks
-        self._blocks: OrderedDict[int, list[dict[str, str]]] = OrderedDict()
+    def __init__(self, split: ShardedSplit, tokenizer: AtomasTokenizer, cached_blocks: int) -> None:
+        def decode(number: int) -> list[dict[str, str]]:
+            return [{name: record[name] for name in _FIELDS} for record in split.read_block(number)]
+
+        self.blocks = BlockCache(split, decode, cached_blocks)
+        self._tokenizer = tokenizer
 
     def __getitem__(self, index: int) -> dict[str, str]:
-        number = int(np.searchsorted(self._bounds, index, side="right")) - 1
-        if number not in self._blocks:
-            if len(self._blocks) == self._cached_blocks:
-                self._blocks.popitem(last=False)
-            self._blocks[number] = [
-                {name: record[name] for name in _FIELDS} for record in self._split.read_block(number)
-            ]
-        self._blocks.move_to_end(number)
-        return self._blocks[number][int(index - self._bounds[number])]
+        """One record."""
+        (number,), (row,) = self.blocks.locate(np.array([index]))
+        return self.blocks[int(number)][int(row)]
+
+    def collate(self, members: NDArray[np.int64], max_text_tokens: int | None = None) -> PairBatch:
+        """The pairs of these numbers, tokenized."""
+        numbers, rows = (column.tolist() for column in self.blocks.locate(members))
+        return collate(
+            [self.blocks[number][row] for number, row in zip(numbers, rows, strict=True)],
+            self._tokenizer,
+            sample_ids=members,
+            max_text_tokens=max_text_tokens,
+        )
 
 
 def _deal(cost: NDArray[np.integer], rank: int, world_size: int) -> NDArray[np.int64]:

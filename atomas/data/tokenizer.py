@@ -19,6 +19,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from atomas.config import TokenizerConfig
+from atomas.data.bad_samples import BlockError
+from atomas.data.corpora import Corpora
 from atomas.data.shards import Corpus
 from atomas.data.vocabulary import (
     BYTE_PIECES,
@@ -154,17 +156,23 @@ class AtomasTokenizer:
 
 
 def resolve_tokenizer(
-    config: TokenizerConfig, corpus: Corpus, cache_dir: Path, *, split: str = "train"
+    config: TokenizerConfig,
+    corpus: Corpus | Corpora,
+    cache_dir: Path,
+    *,
+    split: str = "train",
+    skip_bad_blocks: bool = False,
 ) -> AtomasTokenizer:
     """The tokenizer that `config.source` names; `corpus` trains one on `split`, once, and keeps it.
 
-    It is kept in `cache_dir`. Processes that call this at the same time do the same work; one result stays.
+    A block that cannot be read raises BlockError, or is left out. The tokenizer is kept in `cache_dir`. Processes that
+    call this at the same time do the same work; one result stays.
     """
     if config.source != "corpus":
         return AtomasTokenizer.load(config.source)
     folder = cache_dir / f"corpus-{corpus.fingerprint[:16]}-{split}-{config.vocab_size}"
     if not folder.exists():
-        tokenizer = AtomasTokenizer.train(_training_texts(corpus, split), config.vocab_size)
+        tokenizer = AtomasTokenizer.train(_training_texts(corpus, split, skip_bad_blocks), config.vocab_size)
         cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".tokenizer-") as partial:
             tokenizer.save(Path(partial) / folder.name)
@@ -176,13 +184,20 @@ def resolve_tokenizer(
     return AtomasTokenizer.load(folder)
 
 
-def _training_texts(corpus: Corpus, name: str) -> Iterator[str]:
-    split = corpus.split(name)
-    stride = -(-split.num_records // _TRAINING_RECORDS)
-    for block in range(0, len(split.blocks), max(1, stride)):
-        for record in split.read_block(block):
-            yield record["text"]
-            yield record["smiles"]
+def _training_texts(corpus: Corpus | Corpora, name: str, skip_bad_blocks: bool) -> Iterator[str]:
+    splits = corpus.parts(name)
+    stride = max(1, -(-sum(split.num_records for split in splits) // _TRAINING_RECORDS))
+    for split in splits:
+        for block in range(0, len(split.blocks), stride):
+            try:
+                records = split.read_block(block)
+            except BlockError:
+                if not skip_bad_blocks:
+                    raise
+                continue
+            for record in records:
+                yield record["text"]
+                yield record["smiles"]
 
 
 def _units(text: str) -> list[str]:

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import shutil
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from atomas.data.batching import PairBatch, RaggedTokens, stable_id
+from atomas.data.block_cache import BlockCache
 from atomas.data.blocks import Compression
 from atomas.data.lengths import TokenLengths, block_workers, stored_lengths
 from atomas.data.loader import OrderedLoader
@@ -103,7 +103,7 @@ def open_tokens(corpus: Corpus, tokenizer: AtomasTokenizer) -> Corpus | None:
             f"not of the run's ({tokenizer.fingerprint[:16]}): {again}, or {ignore}"
         )
     try:
-        tokens = Corpus.open(corpus.storage.where(known[tokenizer.fingerprint]))
+        tokens = Corpus.open(corpus.storage.below(known[tokenizer.fingerprint]))
     except AtomasError as error:
         raise AtomasError(f"its tokens cannot be used ({error}): {again}, or {ignore}") from error
     if tokens.index.get("tokens_of") != _tokens_of(corpus, tokenizer):
@@ -178,21 +178,20 @@ class TokenReader:
     """Batches of the pairs of a tokenized split; keeps the `cached_blocks` most recently used blocks."""
 
     def __init__(self, split: ShardedSplit, cached_blocks: int) -> None:
-        self._split = split
-        self._starts = np.concatenate([[0], np.cumsum(split.blocks.num_records, dtype=np.int64)])
-        self._cached_blocks = cached_blocks
-        self._blocks: OrderedDict[int, TokenBlock] = OrderedDict()
+        def decode(number: int) -> TokenBlock:
+            return TokenBlock.decode(split.read_bytes(number))
+
+        self.blocks = BlockCache(split, decode, cached_blocks)
 
     def collate(self, members: NDArray[np.int64], max_text_tokens: int | None = None) -> PairBatch:
         """The pairs of these numbers, as `atomas.data.batching.collate` makes them of their records."""
-        numbers = np.searchsorted(self._starts, members, side="right") - 1
-        rows = (members - self._starts[numbers]).tolist()
+        numbers, rows = (column.tolist() for column in self.blocks.locate(members))
         limit = _NO_LIMIT if max_text_tokens is None else max_text_tokens
         text, smiles = [], []
         molecule_id = np.empty(len(rows), dtype=np.int64)
         text_id = np.empty(len(rows), dtype=np.int64)
-        for place, (number, row) in enumerate(zip(numbers.tolist(), rows, strict=True)):
-            block = self._block(number)
+        for place, (number, row) in enumerate(zip(numbers, rows, strict=True)):
+            block = self.blocks[number]
             start, stop = block.text_bounds[row], block.text_bounds[row + 1]
             text.append(block.text[start : min(stop, start + limit)])
             smiles.append(block.smiles[block.smiles_bounds[row] : block.smiles_bounds[row + 1]])
@@ -205,14 +204,6 @@ class TokenReader:
             text_id=torch.from_numpy(text_id),
             sample_id=torch.from_numpy(members.astype(np.int64)),
         )
-
-    def _block(self, number: int) -> TokenBlock:
-        if number not in self._blocks:
-            if len(self._blocks) == self._cached_blocks:
-                self._blocks.popitem(last=False)
-            self._blocks[number] = TokenBlock.decode(self._split.read_bytes(number))
-        self._blocks.move_to_end(number)
-        return self._blocks[number]
 
 
 def _ragged(sequences: Sequence[NDArray[np.unsignedinteger]]) -> RaggedTokens:

@@ -40,6 +40,17 @@ def from_rank_zero(value: Any) -> Any:
     return box[0]
 
 
+def from_all_ranks(value: Any) -> list[Any]:
+    """What every rank holds, in the order of ranks. Only for small values that can be pickled."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    sent = len(pickle.dumps(value))
+    with communication(Collective(kind="all_gather", what="notes of all ranks", payload_bytes=sent)):
+        dist.all_gather_object(values, value)
+    return values
+
+
 @contextlib.contextmanager
 def together(what: str, device: torch.device) -> Iterator[None]:
     """Run a block on all ranks; where it fails on one, it fails on all, instead of leaving the rest in a collective.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from atomas.config import Config
 from atomas.data.batching import PairBatch
+from atomas.data.loader import OrderedItems
 from atomas.distributed.agreement import any_rank, each_of_any_rank
 from atomas.distributed.collectives import all_gather_sizes
 from atomas.distributed.process_group import process_group
@@ -67,6 +68,8 @@ def _run_steps(session: Session, stop: StopSignal, instruments: Instruments, wat
         with instruments.trace.step(session.step + 1):
             step = _train_step(session, batches, meter)
         session.step += 1
+        skipped = [one for batch in step.batches for one in batch.skipped]
+        session.note_skipped(skipped, int(step.record["skipped"]))
         judgement = session.stability.judge(session.step, step.record["loss"], left_out=step.left_out)
         records.write("train", session.step, step.record | session.stability.record())
         instruments.memory.after_step()
@@ -115,7 +118,7 @@ class _Step:
     """Of this rank alone"""
 
 
-def _train_step(session: Session, batches: Iterator[PairBatch], meter: StepMeter) -> _Step:
+def _train_step(session: Session, batches: OrderedItems[PairBatch], meter: StepMeter) -> _Step:
     """One optimizer step over `gradient_accumulation_steps` contrastive batches."""
     config, engine, momentum, device = session.config, session.engine, session.momentum, session.device
     rate = learning_rate(config, session.step)
@@ -125,6 +128,7 @@ def _train_step(session: Session, batches: Iterator[PairBatch], meter: StepMeter
     accumulation = config.training.gradient_accumulation_steps
     means: dict[str, Tensor] = {}
     taken = []
+    loader_cpu_seconds = batches.cpu_seconds
     optimizer_step = OptimizerStep(engine)
     for _ in range(accumulation):
         with phase("data"):
@@ -145,7 +149,7 @@ def _train_step(session: Session, batches: Iterator[PairBatch], meter: StepMeter
         for name, value in losses.items():
             means[name] = means.get(name, 0) + value / accumulation
     record = {
-        **meter.end(means),
+        **meter.end(means, batches.cpu_seconds - loader_cpu_seconds),
         "learning_rate": rate,
         "gradient_norm": optimizer_step.norm,
         "samples": (session.step + 1) * accumulation * config.data.batch_size,

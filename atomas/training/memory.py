@@ -71,11 +71,10 @@ def plan_of_run(session: Session) -> MemoryPlan:
 def _longest_batch(session: Session) -> PairLengths:
     """Lengths of all ranks' pairs: they are dealt so that every rank has nearly as many tokens."""
     data, order = session.config.data, session.stream.order
-    measured = session.stream.lengths
     accumulation, size = session.config.training.gradient_accumulation_steps, data.batch_size
     first, stop = session.step * accumulation, session.config.training.max_steps * accumulation
     batches = [
-        measured.seen(order.indices(number * size, (number + 1) * size), data.max_text_tokens)
+        session.stream.lengths(order.indices(number * size, (number + 1) * size))
         for number in range(first, max(first + 1, min(stop, first + PLANNED_BATCHES)))
     ]
     text, smiles = max(batches, key=lambda lengths: int(lengths[0].sum() + lengths[1].sum()))

@@ -39,6 +39,7 @@ class StepMeter:
         self._lengths: list[Tensor] = []
         self._queues: list[int] = []
         self._slots: list[Slots] = []
+        self._skipped = 0
 
     def begin(self) -> None:
         """Leave out what happened since the last step: call it where that was no part of training."""
@@ -49,12 +50,14 @@ class StepMeter:
         self._lengths.append(torch.stack([batch.text.lengths, batch.smiles.lengths], dim=1))
         self._queues.append(queue)
         self._slots.append(count_slots(batch, self._config, self._device))
+        self._skipped += len(batch.skipped)
 
-    def end(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+    def end(self, means: Mapping[str, Tensor], loader_cpu_seconds: float) -> dict[str, float]:
         """The record of the step since the last one's end. Collective.
 
         Args:
             means: scalars on the device, the same names on every rank; their mean over ranks is recorded.
+            loader_cpu_seconds: processor time that this rank's batches of the step have cost its loader.
 
         Returns:
             `means`, and what docs/training.md says under "What a step costs".
@@ -62,12 +65,15 @@ class StepMeter:
         values = torch.stack([value.detach().double() for value in means.values()]).tolist()
         seconds, memory = self.timer.lap(), memory_mb(self._device)
         slots = np.array(self._slots).sum(axis=0).tolist()  # tokens, and what they take
-        ranks, lengths = self._of_all_ranks([*values, *seconds.values(), *memory.values(), *slots])
+        ranks, lengths = self._of_all_ranks(
+            [*values, *seconds.values(), *memory.values(), *slots, loader_cpu_seconds, self._skipped]
+        )
         self._lengths.clear()
         self._slots.clear()
+        self._skipped = 0
         mean, highest = ranks.mean(axis=0), ranks.max(axis=0)
-        of_means, of_seconds, of_memory, of_slots = np.split(
-            np.arange(ranks.shape[1]), np.cumsum([len(means), len(seconds), len(memory)])
+        of_means, of_seconds, of_memory, of_slots, (cpu, skipped) = np.split(
+            np.arange(ranks.shape[1]), np.cumsum([len(means), len(seconds), len(memory), len(slots)])
         )
         step_seconds = float(mean[of_seconds].sum())
         record = dict(zip(means, mean[of_means].tolist(), strict=True))
@@ -76,6 +82,7 @@ class StepMeter:
         record["seconds/data_max"] = float(highest[of_seconds[list(seconds).index("data")]])
         record |= {name: float(highest[i]) for name, i in zip(memory, of_memory, strict=True)}
         record["padding_fraction"] = float(1 - mean[of_slots[0]] / mean[of_slots[1]])
+        record |= {"loader_cpu_seconds": float(mean[cpu]), "skipped": float(ranks[:, skipped].sum())}
         return record | self._throughput(lengths, step_seconds)
 
     def _throughput(self, batches: list[NDArray[np.int64]], seconds: float) -> dict[str, float]:

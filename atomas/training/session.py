@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from atomas.config import Config
+from atomas.data.bad_samples import FILE_NAME as BAD_SAMPLES
+from atomas.data.bad_samples import Skipped, append_skipped
 from atomas.data.batching import PairBatch
-from atomas.data.shards import Corpus
+from atomas.data.corpora import Corpora
+from atomas.data.loader import OrderedLoader
 from atomas.data.stream import PairStream, build_loader, evaluation_batches
 from atomas.data.tokenizer import AtomasTokenizer, resolve_tokenizer
-from atomas.distributed.agreement import from_rank_zero, together
+from atomas.distributed.agreement import from_all_ranks, from_rank_zero, together
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 from atomas.model.momentum_encoder import Momentum
@@ -49,7 +52,7 @@ class Session:
     placement: Placement
     device: torch.device
     run: RunDirectory
-    corpus: Corpus
+    corpora: Corpora
     tokenizer: AtomasTokenizer
     stream: PairStream
     engine: Any
@@ -62,6 +65,8 @@ class Session:
     position: DataPosition = field(default_factory=DataPosition)
     step: int = 0
     """Optimizer steps done; `position` says which data the next one takes."""
+    skipped: int = 0
+    """Samples of all ranks that could not be read so far."""
 
     @classmethod
     def open(cls, config: Config, placement: Placement, device: torch.device) -> "Session":
@@ -79,16 +84,16 @@ class Session:
                 write_json(run.attempt_path / "deepspeed.json", deepspeed_config)
                 used = ", ".join(f"{op}: {name}" for op, name in active_backends(device).items())
                 logger.info("operators on %s: %s", device, used)
-        corpus = Corpus.open(config.data.corpus, config.storage)
+        corpora = Corpora.open(config)
         if config.evaluation.every:
-            corpus.split(
+            corpora.first_with(
                 config.data.validation_split
             )  # a missing split is said now, not at the first evaluation
         opened = None
         with together("preparing tokenizer and token lengths", device):
             if placement.rank == 0:  # the others then find both in the run's folder
-                opened = _open_stream(config, corpus, run, placement)
-        tokenizer, stream = opened or _open_stream(config, corpus, run, placement)
+                opened = _open_stream(config, corpora, run, placement)
+        tokenizer, stream = opened or _open_stream(config, corpora, run, placement)
 
         gauge = MemoryGauge(device)
         torch.manual_seed(config.run.seed)  # the same weights on every rank
@@ -113,7 +118,7 @@ class Session:
             placement=placement,
             device=device,
             run=run,
-            corpus=corpus,
+            corpora=corpora,
             tokenizer=tokenizer,
             stream=stream,
             engine=engine,
@@ -129,7 +134,7 @@ class Session:
                 run.write_config(config)
         return session
 
-    def batches(self) -> Iterable[PairBatch]:
+    def batches(self) -> OrderedLoader[PairBatch]:
         """This rank's batches from the present position to the end of the run."""
         accumulation = self.config.training.gradient_accumulation_steps
         numbers = BatchNumbers(self.position, self.step, self.config.training.max_steps, accumulation)
@@ -140,11 +145,28 @@ class Session:
             pin_memory=self.device.type == "cuda",
         )
 
+    def note_skipped(self, own: Sequence[Skipped], count: int) -> None:
+        """Write down this rank's samples of the last step that could not be read, `count` on all. Collective.
+
+        Raises AtomasError, on every rank, where the run has skipped more than it may.
+        """
+        if not count:
+            return
+        self.skipped += count
+        of_ranks = from_all_ranks(list(own))
+        with together("writing down bad samples", self.device):
+            if self.placement.rank == 0:
+                append_skipped(self.run.path, self.step, [one for rank in of_ranks for one in rank])
+                logger.warning(
+                    "step %d: %d samples could not be read: %s", self.step, count, self.run.path / BAD_SAMPLES
+                )
+        self.stream.policy.check_total(self.skipped, self.run.path)
+
     def validation_batches(self) -> Iterable[tuple[PairBatch, int]]:
         """This rank's share of the validation pairs, in passes of its own training batch size."""
         config, placement = self.config, self.placement
         return evaluation_batches(
-            self.corpus.split(config.data.validation_split),
+            self.corpora.first_with(config.data.validation_split),
             self.tokenizer,
             batch_size=config.data.batch_size // placement.world_size,
             rank=placement.rank,
@@ -183,6 +205,7 @@ class Session:
             "loss_scale": self.shard.scale(),
             "queue": None if self.momentum is None else self.momentum.queue.get_extra_state(),
             "stability": self.stability.state(),
+            "skipped": self.skipped,
             "data_left_out": self.position.left_out,
             "identity": identity(self),
         }
@@ -233,6 +256,7 @@ class Session:
         with together(f"reading {checkpoint.name}", self.device):
             restore(self, checkpoint, trainer)
         self.step, self.saver.best_score = trainer["step"], trainer["best_score"]
+        self.skipped = trainer["skipped"]
         self.stability.set_state(trainer["stability"])
         self.position = DataPosition([*trainer["data_left_out"], *known_left_out])
         self.shard.give_weights()
@@ -241,10 +265,16 @@ class Session:
 
 
 def _open_stream(
-    config: Config, corpus: Corpus, run: RunDirectory, placement: Placement
+    config: Config, corpora: Corpora, run: RunDirectory, placement: Placement
 ) -> tuple[AtomasTokenizer, PairStream]:
-    tokenizer = resolve_tokenizer(config.tokenizer, corpus, run.path, split=config.data.train_split)
-    stream = PairStream.open(config, corpus, tokenizer, rank=placement.rank, world_size=placement.world_size)
+    tokenizer = resolve_tokenizer(
+        config.tokenizer,
+        corpora,
+        run.path,
+        split=config.data.train_split,
+        skip_bad_blocks=config.data.on_error == "skip",
+    )
+    stream = PairStream.open(config, corpora, tokenizer, rank=placement.rank, world_size=placement.world_size)
     return tokenizer, stream
 
 

@@ -153,10 +153,17 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 def identity(session: "Session") -> dict[str, Any]:
     """What must not change between the attempts of one run."""
     config = session.config
-    data = ("batch_size", "window_blocks", "train_split", "max_text_tokens", "max_smiles_tokens")
+    data = (
+        "batch_size",
+        "window_blocks",
+        "group_shards",
+        "train_split",
+        "max_text_tokens",
+        "max_smiles_tokens",
+    )
     return {
         "order": ORDER_VERSION,
-        "corpus": session.corpus.fingerprint,
+        "corpus": session.corpora.fingerprint,
         "tokenizer": session.tokenizer.fingerprint,
         "training.gradient_accumulation_steps": config.training.gradient_accumulation_steps,
         "run.seed": config.run.seed,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atomas.data.order import ORDER_VERSION, GlobalOrder
+from atomas.data.order import ORDER_VERSION, GlobalOrder, MixedOrder
 
 # fmt: off
 FIRST_64 = [
@@ -23,7 +23,7 @@ FIRST_64 = [
 
 def test_the_first_ids_are_pinned() -> None:
     order = GlobalOrder([8] * 20, seed=17, window_blocks=4)
-    assert ORDER_VERSION == "order_v1", "a new version pins new ids"
+    assert ORDER_VERSION == "order_v2", "a new version pins new ids"
     assert order.indices(0, 64).tolist() == FIRST_64
 
 
@@ -32,8 +32,18 @@ orders = st.fixed_dictionaries(
         "block_sizes": st.lists(st.integers(1, 9), min_size=1, max_size=12),
         "seed": st.integers(0, 2**63),
         "window_blocks": st.integers(1, 14),
+        "group_shards": st.integers(1, 5),
     }
 )
+
+
+def cut_into_shards(case: dict[str, Any], random: Random) -> dict[str, Any]:
+    """The same blocks in shards of 1 to 4 of them."""
+    left, sizes = len(case["block_sizes"]), []
+    while left:
+        sizes.append(random.randint(1, min(4, left)))
+        left -= sizes[-1]
+    return case | {"shard_sizes": sizes}
 
 
 @given(orders, st.randoms(use_true_random=False))
@@ -42,7 +52,7 @@ def test_every_epoch_holds_each_eligible_record_once(case: dict[str, Any], rando
     count = sum(case["block_sizes"])
     eligible = np.array([random.random() < 0.7 for _ in range(count)])
     eligible[random.randrange(count)] = True
-    order = GlobalOrder(**case, eligible=eligible)
+    order = GlobalOrder(**cut_into_shards(case, random), eligible=eligible)
     size = len(order)
     assert size == eligible.sum()
     for epoch in range(3):
@@ -101,3 +111,95 @@ def test_windows_without_an_eligible_record_are_passed_over() -> None:
     order = GlobalOrder([10] * 6, seed=0, window_blocks=1, eligible=eligible)
     stream = order.indices(0, 8).reshape(4, 2)
     assert all(sorted(epoch) == [3, 41] for epoch in stream)
+
+
+def test_shards_of_a_group_are_used_once_in_an_epoch() -> None:
+    order = GlobalOrder([10] * 60, seed=3, window_blocks=5, shard_sizes=[4] * 15, group_shards=3)
+    for epoch in range(2):
+        shards = order.indices(epoch * 600, (epoch + 1) * 600) // 40
+        for shard in range(15):
+            (places,) = np.nonzero(shards == shard)
+            assert places[-1] - places[0] < 120 + 2 * 50, (
+                "a group, and the windows that reach across its ends"
+            )
+    whole = GlobalOrder([10] * 60, seed=3, window_blocks=5, shard_sizes=[4] * 15, group_shards=15)
+    assert (
+        whole.indices(0, 600).tolist()
+        == GlobalOrder([10] * 60, seed=3, window_blocks=5).indices(0, 600).tolist()
+    )
+
+
+# fmt: off
+MIXED_64 = [
+    2185, 89, 61, 1363, 97, 96, 197, 2681, 60, 98, 105, 170,
+    107, 62, 2337, 94, 111, 403, 195, 57, 99, 59, 88, 1827,
+    58, 56, 102, 103, 63, 173, 1096, 95, 2820, 109, 2481, 2155,
+    2427, 2455, 110, 171, 2909, 1128, 108, 1743, 104, 2119, 1553, 91,
+    174, 106, 198, 1254, 162, 320, 90, 92, 161, 2123, 93, 164,
+    2226, 2221, 809, 191,
+]
+# fmt: on
+
+
+def mixed(weights: list[float], seed: int = 17) -> MixedOrder:
+    orders = [
+        GlobalOrder([8] * 20, seed=1, window_blocks=4),
+        GlobalOrder([5] * 9, seed=2, window_blocks=2, eligible=np.arange(45) % 3 > 0),
+        GlobalOrder([3000] * 4, seed=3, window_blocks=1),
+    ]
+    return MixedOrder(orders, [160, 45, 12_000], weights, seed=seed)
+
+
+def test_the_first_ids_of_a_mixture_are_pinned() -> None:
+    assert mixed([3, 1, 2]).indices(0, 64).tolist() == MIXED_64
+
+
+def test_corpora_weighted_by_length_are_one_corpus() -> None:
+    order = mixed([160, 30, 12_000])
+    expected = [*range(160), *(160 + np.flatnonzero(np.arange(45) % 3 > 0)), *range(205, 12_205)]
+    for epoch in range(3):
+        records = order.indices(epoch * len(order), (epoch + 1) * len(order))
+        assert sorted(records.tolist()) == expected
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=3, max_size=3))
+@settings(deadline=None, max_examples=30)
+def test_a_mixture_keeps_to_its_weights_everywhere_and_repeats_evenly(weights: list[float]) -> None:
+    order = mixed(weights)
+    assert sum(order.quotas) == len(order)
+    records = order.indices(0, 2 * len(order))
+    corpus = np.searchsorted([160, 205], records, side="right")
+    for number, weight in enumerate(weights):
+        share = weight / sum(weights)
+        drawn = np.cumsum(corpus == number)[4095::4096]
+        expected = share * 4096 * np.arange(1, len(drawn) + 1)
+        assert np.abs(drawn - expected).max() <= 4096 * 0.05 + 4, "any stretch of some cycles has its share"
+        _, times = np.unique(records[corpus == number], return_counts=True)
+        if len(times) == (160, 30, 12_000)[number]:
+            assert times.max() - times.min() <= 1, (
+                "no record comes again before every other has come as often"
+            )
+
+
+@given(st.lists(st.integers(0, 30_000), min_size=2, max_size=6))
+@settings(deadline=None, max_examples=30)
+def test_a_mixture_is_a_function_of_the_position(cuts: list[int]) -> None:
+    bounds = sorted(cuts)
+    order = mixed([1, 1, 5])
+    pieces = [order.indices(start, stop) for start, stop in itertools.pairwise(bounds)][::-1]
+    assert np.concatenate(pieces[::-1]).tolist() == mixed([1, 1, 5]).indices(bounds[0], bounds[-1]).tolist()
+
+
+def test_stand_ins_are_of_the_same_corpus_and_first_of_the_same_window() -> None:
+    order = mixed([3, 1, 2])
+    records = order.indices(0, 500)
+    for position in range(0, 500, 17):
+        corpus = np.searchsorted([160, 205], records[position], side="right")
+        found = [order.stand_in(position, attempt) for attempt in range(12)]
+        assert found == [order.stand_in(position, attempt) for attempt in range(12)]
+        assert {int(np.searchsorted([160, 205], one, side="right")) for one in found} == {int(corpus)}
+        assert len(set(found)) > 3
+    plain = GlobalOrder([8] * 40, seed=5, window_blocks=4)
+    window = set(plain.indices(32, 64).tolist())
+    assert {plain.stand_in(40, attempt) for attempt in range(8)} <= window
+    assert not {plain.stand_in(40, attempt) for attempt in range(8, 40)} <= window

@@ -1,5 +1,6 @@
 """The stream: the same global batches for any ranks and workers, resumed anywhere, broken blocks named."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -15,10 +16,11 @@ import torch
 
 from atomas.config import Config, DataConfig, LossConfig, RunConfig
 from atomas.data.batching import PairBatch, RaggedTokens
+from atomas.data.corpora import Corpora
 from atomas.data.lengths import TokenLengths
 from atomas.data.order import GlobalOrder
 from atomas.data.shards import Corpus, ShardWriter, write_index
-from atomas.data.stream import PairStream, build_loader, evaluation_batches
+from atomas.data.stream import PairStream, Source, build_loader, evaluation_batches
 from atomas.data.tokenizer import AtomasTokenizer
 from atomas.errors import AtomasError
 
@@ -53,7 +55,8 @@ def make_stream(corpus: Corpus, tokenizer: AtomasTokenizer, **ranks: int) -> Pai
     split = corpus.split("train")
     lengths = TokenLengths.measure(split, tokenizer)
     order = GlobalOrder([block.num_records for block in split.blocks], seed=1, window_blocks=3)
-    return PairStream(split, tokenizer, order, lengths, batch_size=BATCH_SIZE, max_text_tokens=40, **ranks)
+    source = Source(split=split, lengths=lengths)
+    return PairStream([source], tokenizer, order, batch_size=BATCH_SIZE, max_text_tokens=40, **ranks)
 
 
 def rows(tokens: RaggedTokens) -> list[list[int]]:
@@ -169,6 +172,134 @@ def test_a_broken_block_is_named_in_one_line(
     assert "\n" not in message
 
 
+def damage(corpus: Corpus, *blocks: int) -> None:
+    split = corpus.split("train")
+    for number in blocks:
+        with (corpus.directory / split.shard_of(number).path).open("r+b") as file:
+            file.seek(split.blocks[number].offset + 5)
+            file.write(b"\xff")
+
+
+def skipping_streams(
+    corpora: Corpora, tokenizer: AtomasTokenizer, folder: Path, world_size: int
+) -> list[PairStream]:
+    config = Config(
+        run=RunConfig(output_dir=str(folder), name="run", seed=4),
+        data=DataConfig(batch_size=BATCH_SIZE, window_blocks=3, on_error="skip"),
+    )
+    return [
+        PairStream.open(config, corpora, tokenizer, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_skipped_samples_are_replaced_alike_for_any_ranks_and_workers(
+    tmp_path: Path, tokenizer: AtomasTokenizer, members: int
+) -> None:
+    opened = tuple(
+        write_corpus(tmp_path / f"corpus{number}", NUM_RECORDS - 80 * number) for number in range(members)
+    )
+    corpora = Corpora(members=opened)
+    epoch = sum(corpus.split("train").num_records for corpus in opened)
+    sound = skipping_streams(corpora, tokenizer, tmp_path, 1)[0]
+    expected = [
+        sound.order.indices(n * BATCH_SIZE, (n + 1) * BATCH_SIZE).tolist() for n in range(epoch // BATCH_SIZE)
+    ]
+    for corpus in opened:
+        damage(corpus, 2, 7)
+    bad = {20 + i for i in range(10)} | {70 + i for i in range(10)}
+    if members == 2:
+        bad |= {NUM_RECORDS + sample for sample in bad}
+    seen: list[list[tuple[int, ...]]] = []
+    for world_size, workers in ((1, 0), (2, 2), (3, 1)):
+        loaders = [
+            build_loader(stream, range(len(expected)), num_workers=workers)
+            for stream in skipping_streams(corpora, tokenizer, tmp_path, world_size)
+        ]
+        seen.append([])
+        for number, parts in enumerate(zip(*loaders, strict=True)):
+            assert {len(part) for part in parts} == {BATCH_SIZE // world_size}, "no rank is short of a sample"
+            skipped = sorted((one for part in parts for one in part.skipped), key=lambda one: one.position)
+            assert {one.sample for one in skipped} == bad & set(expected[number])
+            read = Counter(sample for part in parts for sample in part.sample_id.tolist())
+            assert read + Counter(one.sample for one in skipped) == Counter(expected[number]) + Counter(
+                one.stand_in for one in skipped
+            )
+            assert not bad & set(read)
+            seen[-1] += [tuple(pair) for part in parts for pair in sorted(pairs(part))]
+            for one in skipped:
+                assert one.shard.endswith(".tar")
+                assert one.reason == "its checksum differs from the index"
+                assert expected[number][one.position - number * BATCH_SIZE] == one.sample
+    assert sorted(seen[0]) == sorted(seen[1]) == sorted(seen[2])
+
+
+def test_a_shard_deleted_while_it_is_read_is_an_error_or_is_skipped(
+    tmp_path: Path, tokenizer: AtomasTokenizer
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    strict = make_stream(corpus, tokenizer)
+    (stream,) = skipping_streams(Corpora.of(corpus), tokenizer, tmp_path, 1)
+    shard = corpus.split("train").shards[0]
+    (corpus.directory / shard.path).unlink()
+    batches = [stream[number] for number in range(NUM_RECORDS // BATCH_SIZE)]
+    skipped = [one.sample for batch in batches for one in batch.skipped]
+    assert len(skipped) == len(set(skipped)) > shard.num_records - BATCH_SIZE
+    assert max(skipped) < shard.num_records
+    assert {one.reason for batch in batches for one in batch.skipped} == {"No such file or directory"}
+    with pytest.raises(
+        AtomasError, match=r"cannot read block .*shard-000000\.tar: No such file or directory"
+    ):
+        list(build_loader(strict, range(NUM_RECORDS // BATCH_SIZE), num_workers=0))
+
+
+def test_too_many_in_a_row_are_an_error_and_so_are_too_many_in_all(
+    tmp_path: Path, tokenizer: AtomasTokenizer
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    (stream,) = skipping_streams(Corpora.of(corpus), tokenizer, tmp_path, 1)
+    for shard in corpus.split("train").shards:
+        (corpus.directory / shard.path).unlink()
+    with pytest.raises(
+        AtomasError, match=r"^101 samples in a row .* data\.max_consecutive_skips = 100; the last: cannot"
+    ):
+        stream[0]
+    stream.policy.check_total(10_000, tmp_path)
+    with pytest.raises(
+        AtomasError, match=r"10001 samples were skipped, more than data\.max_skips = 10000: .*bad_samples"
+    ):
+        stream.policy.check_total(10_001, tmp_path)
+
+
+def test_blocks_that_cannot_be_measured_are_left_out_and_listed(
+    tmp_path: Path, tokenizer: AtomasTokenizer
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    damage(corpus, 4)
+    (stream,) = skipping_streams(Corpora.of(corpus), tokenizer, tmp_path, 1)
+    assert len(stream.order) == NUM_RECORDS - BLOCK_SIZE
+    (line,) = (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert (found["block"], found["records"], found["step"]) == ("000004.jsonl", BLOCK_SIZE, None)
+    for number in range(NUM_RECORDS // BATCH_SIZE):
+        assert not stream[number].skipped
+
+
+def test_a_mixture_reads_every_corpus_by_its_weight(tmp_path: Path, tokenizer: AtomasTokenizer) -> None:
+    opened = tuple(write_corpus(tmp_path / f"corpus{number}", 100 + 50 * number) for number in range(2))
+    (stream,) = skipping_streams(Corpora(members=opened, shares=(3.0, 1.0)), tokenizer, tmp_path, 1)
+    records = [list(corpus.split("train")) for corpus in opened]
+    drawn = Counter[int]()
+    for number in range(60):
+        batch = stream[number]
+        for sample, smiles in zip(batch.sample_id.tolist(), rows(batch.smiles), strict=True):
+            which, own = (0, sample) if sample < 100 else (1, sample - 100)
+            assert tokenizer.decode(smiles) == records[which][own]["smiles"]
+            drawn[which] += 1
+    assert drawn[0] / drawn.total() == pytest.approx(0.75, abs=0.05)
+
+
 def test_workers_leave_signals_to_the_parent(corpus: Corpus, tokenizer: AtomasTokenizer) -> None:
     loader = build_loader(make_stream(corpus, tokenizer), range(40), num_workers=2)
     others = multiprocessing.active_children()  # of loaders whose end another test did not wait for
@@ -236,7 +367,7 @@ def test_a_run_opens_its_stream_from_its_configuration(
         loss=LossConfig(task=task),  # type: ignore[arg-type]
     )
     with caplog.at_level("INFO"):
-        stream = PairStream.open(config, corpus, tokenizer)
+        stream = PairStream.open(config, Corpora.of(corpus), tokenizer)
     lengths = TokenLengths.measure(corpus.split("train"), tokenizer)
     usable = lengths.smiles <= 8
     if task == "gentext":
@@ -285,7 +416,8 @@ def test_real_records_stream_fast_enough(shared_data: Path, tmp_path: Path) -> N
     tokenizer = AtomasTokenizer.load(shared_data / "tokenizers" / "t5")
     lengths = TokenLengths.measure(split, tokenizer)
     order = GlobalOrder([block.num_records for block in split.blocks], seed=0, window_blocks=64)
-    stream = PairStream(split, tokenizer, order, lengths, batch_size=64, max_text_tokens=512)
+    source = Source(split=split, lengths=lengths)
+    stream = PairStream([source], tokenizer, order, batch_size=64, max_text_tokens=512)
     started = time.process_time()
     for number in range(40):
         assert len(stream[number]) == 64

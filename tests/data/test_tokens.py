@@ -14,6 +14,7 @@ import torch
 from atomas.cli import main
 from atomas.config import Config, DataConfig, RunConfig
 from atomas.data.batching import PairBatch, collate
+from atomas.data.corpora import Corpora
 from atomas.data.lengths import LONGEST, TokenLengths, stored_lengths
 from atomas.data.shards import Corpus, ShardWriter, file_sha256, rewrite_index, write_index
 from atomas.data.stream import PairStream
@@ -124,12 +125,12 @@ def config_of(tmp_path: Path, **data: Any) -> Config:
 def test_a_run_trains_on_the_tokens(
     directory: Path, tokenizer: AtomasTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from_records = PairStream.open(config_of(tmp_path), Corpus.open(directory), tokenizer)
+    from_records = PairStream.open(config_of(tmp_path), Corpora.of(Corpus.open(directory)), tokenizer)
     expected = [from_records[number] for number in range(30)]
     tokenize_corpus(directory, tokenizer)
     with monkeypatch.context() as patch:
         patch.setattr(AtomasTokenizer, "encode_batch", lambda *_: pytest.fail("tokenized"))
-        stream = PairStream.open(config_of(tmp_path), Corpus.open(directory), tokenizer)
+        stream = PairStream.open(config_of(tmp_path), Corpora.of(Corpus.open(directory)), tokenizer)
         assert all(same(stream[number], batch) for number, batch in enumerate(expected))
 
 
@@ -142,8 +143,8 @@ def test_tokens_of_another_tokenizer_are_refused(
     with pytest.raises(
         AtomasError, match=rf"{tokenizer.fingerprint[:16]}.*not of the run's \({other.fingerprint[:16]}"
     ):
-        PairStream.open(config_of(tmp_path), corpus, other)
-    assert len(PairStream.open(config_of(tmp_path, tokens="ignore"), corpus, other)[0]) == 8
+        PairStream.open(config_of(tmp_path), Corpora.of(corpus), other)
+    assert len(PairStream.open(config_of(tmp_path, tokens="ignore"), Corpora.of(corpus), other)[0]) == 8
     tokenize_corpus(directory, other)
     for each in (tokenizer, other):
         assert open_tokens(Corpus.open(directory), each) is not None

@@ -97,7 +97,7 @@ def test_rates_of_an_accumulated_step(clock: Clock) -> None:
     with observed_by(meter.timer), phase("data"):
         clock.now += 0.5
     clock.now += 1.5
-    record = meter.end({"loss": torch.tensor(3.0)})
+    record = meter.end({"loss": torch.tensor(3.0)}, 0.25)
     assert record["loss"] == 3
     assert (record["step_seconds"], record["seconds/data"], record["seconds/data_max"]) == (2, 0.5, 0.5)
     assert (record["pairs_per_second"], record["tokens_per_second"]) == (2, 32 / 2)
@@ -113,7 +113,7 @@ def test_rates_of_an_accumulated_step(clock: Clock) -> None:
 
     meter.count(_batch([5, 7], [3, 2]), queue=4)
     clock.now += 1
-    assert meter.end({"loss": torch.tensor(1.0)})["pairs_per_second"] == 2
+    assert meter.end({"loss": torch.tensor(1.0)}, 0.0)["pairs_per_second"] == 2
 
 
 def test_every_second_of_a_step_has_a_phase(train: Trainer, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from atomas.data.batching import PairBatch
 from atomas.data.lengths import TokenLengths
 from atomas.data.loader import OrderedLoader
 from atomas.data.order import GlobalOrder
-from atomas.data.stream import PairStream
+from atomas.data.stream import PairStream, Source
 from atomas.data.tokens import token_lengths
 
 
@@ -48,11 +48,12 @@ def _ours(workload: Workload, mode: Mode, workers: int) -> Iterator[PairBatch]:
 def open_stream(workload: Workload, mode: Mode, lengths: TokenLengths) -> PairStream:
     """The stream that training reads."""
     order = GlobalOrder(workload.split.blocks.num_records, seed=0, window_blocks=workload.window_blocks)
+    source = Source(
+        split=workload.split, lengths=lengths, tokens=workload.token_split if mode == "tokens" else None
+    )
     return PairStream(
-        workload.split, workload.tokenizer, order, lengths,
-        batch_size=workload.batch_size, max_text_tokens=MAX_TEXT_TOKENS,
-        tokens=workload.token_split if mode == "tokens" else None,
-    )  # fmt: skip
+        [source], workload.tokenizer, order, batch_size=workload.batch_size, max_text_tokens=MAX_TEXT_TOKENS
+    )
 
 
 def _forever(workload: Workload, mode: Mode, epoch: Callable[[], Iterable[Any]]) -> Iterator[PairBatch]:
