@@ -1,4 +1,4 @@
-"""`atomas data`: build, tokenize, inspect and fetch corpora; generate the demo corpus."""
+"""`atomas data`: build, tokenize, index, inspect and fetch corpora; generate the demo corpus."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,13 +13,14 @@ def register(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "data",
         help="pair files into shards; look at them; download; generate",
-        description="Build, tokenize, inspect, fetch or generate corpora of molecule-text pairs.",
+        description="Build, tokenize, index, inspect, fetch or generate corpora of molecule-text pairs.",
         epilog="Example: atomas data build pairs.tsv --out corpus --fractions train=0.9,validation=0.1",
     )
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _register_build(commands)
     _register_tokenize(commands)
     _register_verify(commands)
+    _register_index(commands)
     _register_inspect(commands)
     _register_fetch(commands)
     _register_demo(commands)
@@ -164,6 +165,22 @@ def _register_verify(commands: Any) -> None:
     parser.set_defaults(run=_verify)
 
 
+def _register_index(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "index",
+        help="read the shards of another project where they lie",
+        description=(
+            "Write the index of plain WebDataset tars with one sample per key (.smi or .smiles; .txt, .text or "
+            ".caption; .json), so that they can be trained on where they lie. Sub-folders are splits; tars in DIR "
+            "are `train`. Samples that cannot be used go to DIR/rejected.jsonl."
+        ),
+        epilog="Example:  atomas data index downloaded/shards && atomas data inspect downloaded/shards",
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="folder with .tar files")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: every core)")
+    parser.set_defaults(run=_index)
+
+
 def _register_inspect(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "inspect",
@@ -171,13 +188,21 @@ def _register_inspect(commands: Any) -> None:
         description="Read a whole corpus, verify its checksums, and show what is in it.",
         epilog="Example:  atomas data inspect corpus --tokenizer t5 --samples 3",
     )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a built corpus")
+    parser.add_argument("corpus", metavar="CORPUS", help="its folder, or its http(s):// or s3:// address")
     parser.add_argument(
         "--tokenizer", metavar="SPEC", help="count tokens as well: a tokenizer's folder or hub name"
     )
     parser.add_argument(
         "--samples", type=int, default=3, metavar="N", help="records shown a split (default 3)"
     )
+    for name, default, help_text in (
+        ("--seed", 0, "run.seed of the order whose shuffling is measured"),
+        ("--window-blocks", 64, "its data.window_blocks"),
+        ("--group-shards", 64, "its data.group_shards"),
+    ):
+        parser.add_argument(
+            name, type=int, default=default, metavar="N", help=f"{help_text} (default {default})"
+        )
     parser.set_defaults(run=_inspect)
 
 
@@ -296,9 +321,26 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from atomas.data.inspect import inspect_corpus
+    from atomas.data.inspect import OrderOptions, inspect_corpus
 
-    inspect_corpus(args.directory, tokenizer=args.tokenizer, samples=args.samples)
+    if args.window_blocks < 1 or args.group_shards < 1:
+        raise AtomasError("--window-blocks and --group-shards: at least 1 is needed")
+    order = OrderOptions(seed=args.seed, window_blocks=args.window_blocks, group_shards=args.group_shards)
+    inspect_corpus(args.corpus, tokenizer=args.tokenizer, samples=args.samples, order=order)
+
+
+def _index(args: argparse.Namespace) -> None:
+    from atomas.data.plain_shards import REJECTED_NAME, index_shards
+    from atomas.data.report import make_console, print_index
+
+    if args.workers is not None and args.workers < 1:
+        raise AtomasError(f"--workers {args.workers}: at least 1 is needed")
+    index = index_shards(args.directory, workers=args.workers)
+    console = make_console()
+    print_index(console, args.directory, index)
+    if index["counts"]["rejected"]:
+        rejected = f"{index['counts']['rejected']:,} samples cannot be used: {args.directory / REJECTED_NAME}"
+        console.print(rejected, markup=False)
 
 
 def _fetch(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.text import Text
 from atomas.data.progress import Progress
 from atomas.data.report import make_console, print_index
 from atomas.data.shards import Corpus, Record, ShardedSplit
+from atomas.data.shuffle_quality import measure_shuffle
 from atomas.errors import AtomasError
 
 BAR_WIDTH = 32
@@ -20,22 +22,33 @@ SIDES = ("smiles", "text")
 Lengths = npt.NDArray[np.int64]
 
 
-def inspect_corpus(directory: Path, *, tokenizer: str | None = None, samples: int = 3) -> None:
-    """Print counts, hazards, length histograms and `samples` records of every split, on stdout.
+@dataclass(frozen=True, kw_only=True)
+class OrderOptions:
+    """The order of training that is looked at: keys of the same names in a run's configuration."""
 
-    Every block is read and its checksum verified. `tokenizer` (a folder or hub name) adds the lengths in
-    tokens. Raises AtomasError if any of it cannot be read.
+    seed: int = 0
+    window_blocks: int = 64
+    group_shards: int = 64
+
+
+def inspect_corpus(
+    location: Path | str, *, tokenizer: str | None = None, samples: int = 3, order: OrderOptions | None = None
+) -> None:
+    """Print counts, hazards, length histograms, shuffle quality and `samples` records of every split, on stdout.
+
+    `location` is a folder or an address. Every block is read and its checksum verified. `tokenizer` (a folder or hub
+    name) adds the lengths in tokens. Raises AtomasError if any of it cannot be read.
     """
     if samples < 0:
         raise AtomasError(f"--samples {samples}: 0 or more is needed")
-    corpus = Corpus.open(directory)
+    corpus = Corpus.open(location)
     encoder = None
     if tokenizer is not None:
         from atomas.data.tokenizer import AtomasTokenizer
 
         encoder = AtomasTokenizer.load(tokenizer)
     console = make_console()
-    print_index(console, directory, corpus.index)
+    print_index(console, location, corpus.index)
     for split in corpus.splits.values():
         lengths: dict[tuple[str, str], array[int]] = {}
         with Progress(f"reading {split.name}", split.num_records, unit="records") as progress:
@@ -51,7 +64,27 @@ def inspect_corpus(directory: Path, *, tokenizer: str | None = None, samples: in
         for (side, unit), values in lengths.items():
             title = f"{split.name}: length of {side} in {unit}"
             console.print(histogram(np.asarray(values, dtype=np.int64), title, unit))
+        console.print(_shuffle_table(split, order or OrderOptions()))
         _print_samples(console, split, samples)
+
+
+def _shuffle_table(split: ShardedSplit, order: OrderOptions) -> Table:
+    """How far the order of training takes neighbours apart."""
+    quality = measure_shuffle(split, **asdict(order))
+    table = Table(
+        title=f"{split.name}: order of training", title_justify="left", show_edge=False, show_header=False
+    )
+    table.caption = (
+        f"seed {order.seed}, windows of {order.window_blocks} blocks, groups of {order.group_shards} shards; "
+        f"{quality.positions:,} samples of the first epoch"
+    )
+    table.caption_justify = "left"
+    table.add_row(
+        "correlation of neighbouring ids", f"{quality.neighbours:+.4f} (chance: 0 ± {quality.noise:.4f})"
+    )
+    table.add_row("neighbours from the same block", f"{quality.same_block:.2%}")
+    table.add_row("correlation of ids with the position", f"{quality.drift:+.4f}")
+    return table
 
 
 def histogram(lengths: Lengths, title: str, unit: str) -> Table:

@@ -21,7 +21,7 @@ def make_console() -> Console:
     return console
 
 
-def print_index(console: Console, directory: Path, index: Mapping[str, Any]) -> None:
+def print_index(console: Console, directory: Path | str, index: Mapping[str, Any]) -> None:
     """Tables of splits, sources and hazards, then the warnings."""
     console.print(_splits_table(index))
     if index["sources"]:

@@ -353,6 +353,10 @@ class ShardedSplit:
 
     def read_block(self, index: int) -> list[Record]:
         """The records of block `index`; see `read_bytes`."""
+        if self.blocks.suffix == "tar":
+            from atomas.data.plain_shards import decode_samples  # imports this module, and RDKit
+
+            return decode_samples(self.read_bytes(index))
         return [json.loads(line) for line in self.read_bytes(index).splitlines()]
 
     def read_bytes(self, index: int) -> bytes:

@@ -9,9 +9,10 @@ from rich.console import Console
 
 from atomas.data.build import BuildOptions, build_corpus
 from atomas.data.building.engine import Local
-from atomas.data.inspect import histogram, inspect_corpus
+from atomas.data.inspect import OrderOptions, histogram, inspect_corpus
 from atomas.data.report import list_warnings
-from atomas.data.shards import Corpus
+from atomas.data.shards import Corpus, ShardWriter, write_index
+from atomas.data.shuffle_quality import measure_shuffle
 from atomas.errors import AtomasError
 
 
@@ -92,3 +93,26 @@ def test_warnings() -> None:
         "20 of 100 rows were rejected",
     ]
     assert "around lines 500-800" in warnings[1]
+
+
+def test_the_order_mixes_sorted_shards(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ShardWriter(corpus.parent / "sorted", "train", block_size=20, shard_bytes=20_000) as writer:
+        for number in range(8000):
+            writer.write({"smiles": "C", "text": str(number)})
+    write_index(
+        corpus.parent / "sorted", {"train": writer.index()}, counts={}, hazards={}, sources=[], options={}
+    )
+    split = Corpus.open(corpus.parent / "sorted").split("train")
+    assert len(split.shards) > 10
+    well = measure_shuffle(split, window_blocks=64, group_shards=64)
+    assert abs(well.neighbours) < 0.03
+    assert well.same_block == pytest.approx(19 / (64 * 20 - 1), abs=0.01)
+    badly = measure_shuffle(split, window_blocks=1, group_shards=1)
+    assert badly.neighbours > 0.9
+    assert badly.same_block > 0.9
+    inspect_corpus(
+        str(corpus.parent / "sorted"), samples=0, order=OrderOptions(window_blocks=1, group_shards=1)
+    )
+    printed = capsys.readouterr().out
+    assert f"{badly.neighbours:+.4f}" in printed
+    assert "windows of 1 blocks, groups of 1 shards; 8,000 samples" in printed

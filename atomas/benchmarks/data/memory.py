@@ -109,7 +109,7 @@ def _stream(folder: Path, pairs: int, batch_size: int) -> Any:
     """The stream of training over a generated corpus."""
     from atomas.data.order import GlobalOrder
     from atomas.data.shards import Corpus
-    from atomas.data.stream import PairStream
+    from atomas.data.stream import PairStream, Source
     from atomas.data.tokenizer import AtomasTokenizer
     from atomas.data.tokens import token_lengths
 
@@ -119,10 +119,8 @@ def _stream(folder: Path, pairs: int, batch_size: int) -> Any:
     tokens = Corpus.open(folder)
     split = tokens.split("train")
     order = GlobalOrder(split.blocks.num_records, seed=0, window_blocks=64)
-    return PairStream(
-        split, tokenizer, order, token_lengths(tokens, "train"),
-        batch_size=batch_size, max_text_tokens=64, tokens=split,
-    )  # fmt: skip
+    source = Source(split=split, lengths=token_lengths(tokens, "train"), tokens=split)
+    return PairStream([source], tokenizer, order, batch_size=batch_size, max_text_tokens=64)
 
 
 def _generate(folder: Path, pairs: int, tokenizer: Any) -> None:
