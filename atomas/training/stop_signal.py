@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignal:
-    """SIGTERM, SIGINT and SIGUSR1 only set a flag: the ranks agree on it at the next boundary.
+    """SIGTERM, SIGINT, SIGUSR1 and SIGHUP (a lost ssh) only set a flag: the ranks agree on it at the next boundary.
 
     A handler that saved at once would wait in a collective for ranks that have not been signalled. Python runs
     handlers between two of its own instructions, so a rank that waits inside gloo or NCCL would not even hear of the
