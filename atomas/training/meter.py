@@ -49,7 +49,7 @@ class StepMeter:
         """One more batch of the step, still on the host; the momentum queue holds `queue` pairs."""
         self._lengths.append(torch.stack([batch.text.lengths, batch.smiles.lengths], dim=1))
         self._queues.append(queue)
-        self._slots.append(count_slots(batch, self._config, self._device))
+        self._slots.append(count_slots(batch.text.lengths, batch.smiles.lengths, self._config, self._device))
         self._skipped += len(batch.skipped)
 
     def end(self, means: Mapping[str, Tensor], loader_cpu_seconds: float) -> dict[str, float]:

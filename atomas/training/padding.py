@@ -6,16 +6,18 @@ import torch
 from torch import Tensor
 
 from atomas.config import Config
-from atomas.data.batching import PairBatch, token_passes
+from atomas.data.batching import token_passes
 from atomas_kernels.reference.attention import attention_slots
 
 Slots = tuple[int, int]
 """Tokens, and the slots that they take."""
 
 
-def count_slots(batch: PairBatch, config: Config, device: torch.device) -> Slots:
-    """Tokens and slots of the attentions of encoder and decoder, of one layer each, for a batch encoded at once."""
-    text, smiles = batch.text.lengths, batch.smiles.lengths
+def count_slots(text: Tensor, smiles: Tensor, config: Config, device: torch.device) -> Slots:
+    """Tokens and slots of the attentions of encoder and decoder, of one layer each, for a batch encoded at once.
+
+    `text` and `smiles` are the lengths [b] of its pairs.
+    """
     budget = config.data.token_budget
     found = [_attended(each, each, each, budget, device) for each in (text, smiles)]
     if config.loss.lm_weight > 0:

@@ -39,6 +39,13 @@ def throughput_table(report: Mapping[str, Any]) -> str:
         f"{report['rows'][0]['batch']}, one core of {report['machine']['processor']}; the machine's load was "
         f"{report['load_average']:.1f} before.",
         *dict.fromkeys(reasons),
+        "",
+        "| `data.token_budget` | slots without a token: CPU | accelerator | padded to the longest |",
+        "|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['token_budget']:,} | {row['cpu']:.1%} | {row['accelerator']:.1%} | {row['to_longest']:.1%} |"
+        for row in report["padding"]
     ]
     return "\n".join(lines)
 

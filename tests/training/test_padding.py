@@ -5,21 +5,9 @@ import pytest
 import torch
 
 from atomas.config import Config, DataConfig, LossConfig
-from atomas.data.batching import PairBatch, RaggedTokens
 from atomas.training.padding import count_slots
 
 CPU, ACCELERATOR = torch.device("cpu"), torch.device("cuda")
-
-
-def batch_of(text: list[int], smiles: list[int]) -> PairBatch:
-    numbers = torch.arange(len(text))
-    tokens = [
-        RaggedTokens(ids=torch.ones(sum(lengths), dtype=torch.int64), lengths=torch.tensor(lengths))
-        for lengths in (text, smiles)
-    ]
-    return PairBatch(
-        text=tokens[0], smiles=tokens[1], molecule_id=numbers, text_id=numbers, sample_id=numbers
-    )
 
 
 @pytest.mark.parametrize("task", ["genmol", "gentext", "both"])
@@ -32,16 +20,16 @@ def test_little_is_padded_at_any_budget(task: str, budget: int) -> None:
         text, smiles = (
             np.clip(generator.lognormal(mean, 0.6, size), 3, 512).astype(int).tolist() for mean in (4.2, 3.7)
         )
-        batch = batch_of(text, smiles)
-        tokens, slots = count_slots(batch, config, CPU)
+        batch = torch.tensor(text), torch.tensor(smiles)
+        tokens, slots = count_slots(*batch, config, CPU)
         assert tokens == slots
         attentions = {"genmol": 1, "gentext": 1, "both": 2}[task]
         written = {"genmol": sum(smiles), "gentext": sum(text), "both": sum(smiles) + sum(text)}[task]
         assert tokens == 2 * sum(text + smiles) + 2 * written + attentions * sum(text + smiles)
-        same, slots = count_slots(batch, config, ACCELERATOR)
+        same, slots = count_slots(*batch, config, ACCELERATOR)
         assert same == tokens <= slots <= tokens / 0.95
 
 
 def test_without_a_decoder_only_the_encoder_counts() -> None:
     config = Config(loss=LossConfig(lm_weight=0.0))
-    assert count_slots(batch_of([5, 7], [3, 2]), config, CPU) == (34, 34)
+    assert count_slots(torch.tensor([5, 7]), torch.tensor([3, 2]), config, CPU) == (34, 34)

@@ -15,14 +15,16 @@ import torch
 from rich.console import Console
 
 from atomas.benchmarks.data.providers import providers
-from atomas.benchmarks.data.workload import Mode, Workload, contents
-from atomas.config import TokenizerConfig
+from atomas.benchmarks.data.workload import MAX_TEXT_TOKENS, Mode, Workload, contents
+from atomas.config import Config, DataConfig, TokenizerConfig
 from atomas.data.batching import PairBatch
 from atomas.data.demo import build_demo_corpus
+from atomas.data.order import GlobalOrder
 from atomas.data.shards import Corpus
 from atomas.data.tokenizer import resolve_tokenizer
-from atomas.data.tokens import open_tokens, tokenize_corpus
+from atomas.data.tokens import open_tokens, token_lengths, tokenize_corpus
 from atomas.errors import AtomasError
+from atomas.training.padding import count_slots
 from atomas.viz.data_benchmark import throughput_table
 from atomas_kernels.bench import report as kernels_report
 
@@ -177,6 +179,27 @@ def _tokenize(directory: Path, options: argparse.Namespace, scratch: Path) -> Pa
     return tokenize_corpus(directory, tokenizer)
 
 
+def padding_shares(workload: Workload, token_budget: int) -> dict[str, float]:
+    """Shares of slots without a token, over batches of the stream: attention on the CPU and on an accelerator, and what
+    padding every batch to its longest text and SMILES would be.
+    """
+    lengths = token_lengths(workload.tokens, workload.split.name)
+    order = GlobalOrder(workload.split.blocks.num_records, seed=0, window_blocks=workload.window_blocks)
+    config = Config(data=DataConfig(token_budget=token_budget))
+    counted = np.zeros((3, 2), dtype=np.int64)
+    for number in range(min(50, len(order) // workload.batch_size)):
+        members = order.indices(number * workload.batch_size, (number + 1) * workload.batch_size)
+        text, smiles = lengths.seen(members, MAX_TEXT_TOKENS)
+        longest = (int(text.max()) + int(smiles.max())) * len(members)
+        counted += [
+            count_slots(torch.from_numpy(text), torch.from_numpy(smiles), config, torch.device("cpu")),
+            count_slots(torch.from_numpy(text), torch.from_numpy(smiles), config, torch.device("cuda")),
+            (int(text.sum() + smiles.sum()), longest),
+        ]
+    cpu, accelerator, padded = (1 - counted[:, 0] / counted[:, 1]).tolist()
+    return {"cpu": cpu, "accelerator": accelerator, "to_longest": padded}
+
+
 def _report(options: argparse.Namespace, workload: Workload) -> kernels_report.Report:
     lengths = [np.load(workload.tokens.directory / workload.split.name / "lengths.npy", mmap_mode="r")]
     head = kernels_report.head(
@@ -190,6 +213,9 @@ def _report(options: argparse.Namespace, workload: Workload) -> kernels_report.R
         "vocab_size": workload.tokenizer.vocab_size,
         "window_blocks": workload.window_blocks,
         "load_average": os.getloadavg()[0],
+        "padding": [
+            {"token_budget": budget, **padding_shares(workload, budget)} for budget in (512, 4096, 16384)
+        ],
         "length_distribution": None,
     }
     try:
