@@ -27,6 +27,40 @@ def test_defaults_round_trip(tmp_path: Path) -> None:
     assert (config.model.ratios, config.loss.level_weights) == ((0.5,), (1.0, 2.0))
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("one", "one"),
+        ("s3://bucket/one", "s3://bucket/one"),
+        ("2024", "2024"),
+        ("[one, s3://bucket/two]", ("one", "s3://bucket/two")),
+        ("{one: 1, 's3://bucket/two': 2.5}", {"one": 1.0, "s3://bucket/two": 2.5}),
+    ],
+)
+def test_one_corpus_or_several(tmp_path: Path, text: str, expected: object) -> None:
+    for config in (
+        load_config(write(tmp_path / "c.yaml", f"data:\n  corpus: {text}\n")),
+        load_config(None, [f"--data.corpus={text}"]),
+    ):
+        assert config.data.corpus == expected
+        assert load_config(write(tmp_path / "again.yaml", dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "data.corpus = [] must name a corpus"),
+        ("[a, a]", "one is given twice"),
+        ("{a: 0}", "weights above 0"),
+        ("{a: heavy}", "data.corpus.a = 'heavy' must be a number"),
+        ("true", "data.corpus = True must be text"),
+    ],
+)
+def test_corpora_that_cannot_be_meant(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(AtomasError, match=re.escape(message)):
+        load_config(write(tmp_path / "c.yaml", f"data:\n  corpus: {text}\n"))
+
+
 def test_extends_and_overrides(tmp_path: Path) -> None:
     write(
         tmp_path / "base.yaml", "training: {max_steps: 5, log_every: 2}\noptimizer:\n  learning_rate: 1e-3\n"

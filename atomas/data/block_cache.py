@@ -1,5 +1,6 @@
 """The blocks of a split that were used last, decoded; those that cannot be read, with the reason."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -30,7 +31,9 @@ class BlockCache(Generic[B]):
     def load(self, members: NDArray[np.int64]) -> dict[int, BlockError]:
         """Have the blocks of all these records at once; errors of those that cannot be read, by block number."""
         wanted = np.unique(self.locate(members)[0]).tolist()
-        for number in wanted:
+        # Each process begins elsewhere, so that those of a node fetch different shards at a time.
+        turn = os.getpid() % len(wanted) if wanted else 0
+        for number in wanted[turn:] + wanted[:turn]:
             self._touch(number)
         while len(self._blocks) > max(self._size, len(wanted)):
             self._blocks.popitem(last=False)

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
-from atomas.config import StorageConfig
+from atomas.config import Config, DataConfig, RunConfig, StorageConfig
 from atomas.data import remote
+from atomas.data.corpora import Corpora
 from atomas.data.shards import Corpus, ShardedSplit, ShardWriter, write_index
 from atomas.data.storage import LocalFolder, open_storage
+from atomas.data.stream import PairStream, build_loader
+from atomas.data.tokenizer import AtomasTokenizer
 from atomas.errors import AtomasError
 from tests.data.bad_http import BadServer
 
@@ -335,6 +338,45 @@ def test_a_damaged_index_cannot_name_files_outside_the_cache(config: StorageConf
     (directory / "index.json").write_text(text.replace(sha, "../" * 20 + "etc/x"))
     with BadServer(directory) as server, pytest.raises(AtomasError, match=r"changed by hand|no SHA-256"):
         Corpus.open(server.url, config).split("train").read_block(0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_streams_from_a_server_that_fails_now_and_then(
+    server: BadServer, config: StorageConfig, tmp_path: Path, workers: int
+) -> None:
+    """As training does: opened here, read in forked loader processes, beside a corpus in a folder."""
+    with ShardWriter(tmp_path / "local", "train", block_size=20) as writer:
+        for number in range(80):
+            writer.write(
+                {"smiles": "C" * (number % 9 + 1), "text": f"alkane {number}", "inchikey": str(number)}
+            )
+    write_index(tmp_path / "local", {"train": writer.index()}, counts={}, hazards={}, sources=[], options={})
+    run = Config(
+        run=RunConfig(output_dir=str(tmp_path)),
+        data=DataConfig(
+            corpus=(str(tmp_path / "local"), f"{server.url}/pairs"),
+            batch_size=20,
+            window_blocks=4,
+            group_shards=2,
+        ),
+        storage=config,
+    )
+    with ShardWriter(server.folder / "pairs", "train", block_size=20, shard_bytes=4000) as writer:
+        for number in range(200):
+            writer.write(
+                {"smiles": "O" + "C" * (number % 7), "text": f"alcohol {number}", "inchikey": f"x{number}"}
+            )
+    write_index(
+        server.folder / "pairs", {"train": writer.index()}, counts={}, hazards={}, sources=[], options={}
+    )
+    server.faults.extend([500, "", "cut", "", 503, "short"])
+    corpora = Corpora.open(run)
+    tokenizer = AtomasTokenizer.train(["alkane alcohol CCO 0123456789"], 400)
+    stream = PairStream.open(run, corpora, tokenizer)
+    batches = list(build_loader(stream, range(28), num_workers=workers))
+    seen = [sample for batch in batches for sample in batch.sample_id.tolist()]
+    assert sorted(seen[:280]) == sorted(seen[280:]) == list(range(280))
+    assert not any(batch.skipped for batch in batches)
 
 
 @pytest.fixture(scope="module")
