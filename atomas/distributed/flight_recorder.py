@@ -20,6 +20,8 @@ COMMUNICATING = ("communication", "encoder", "decoder", "momentum", "backward", 
 """Phases in which a rank can wait for others: our collectives, and those of DeepSpeed, which under ZeRO 3 gathers
 weights wherever they are used."""
 _RAISED_IN = "raised in "
+_ROOM = 16 * 2**10
+"""Bytes that are held for a flight file without its steps."""
 
 
 @dataclass(kw_only=True)
@@ -122,10 +124,25 @@ class FlightRecorder(Observer):
         frame = next((frame for frame in tuple(self._stack) if frame.name in phases), None)
         return None if frame is None else time.monotonic() - frame.started
 
+    def make_room(self, folder: Path) -> None:
+        """Take some space there now, so that a flight file finds it on a disk that is full by then.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self._room(folder).write_bytes(os.urandom(_ROOM))  # zeros take no space on some disks
+
+    def give_room_back(self, folder: Path) -> None:
+        """Counterpart of `make_room`."""
+        self._room(folder).unlink(missing_ok=True)
+
+    def _room(self, folder: Path) -> Path:
+        return folder / f".flight_rank_{self._rank:04d}.room"
+
     def dump(
         self, folder: Path, reason: str, *, guilty: Sequence[int] = (), error: BaseException | None = None
     ) -> Path:
-        """Write `flight_rank_0000.json`, newest step last.
+        """Write `flight_rank_0000.json`, newest step last; without the steps where there is no room for them.
 
         Args:
             folder: where.
@@ -137,22 +154,24 @@ class FlightRecorder(Observer):
             OSError: the folder cannot be written.
         """
         path = folder / f"flight_rank_{self._rank:04d}.json"
-        write_json(
-            path,
-            {
-                "format": FORMAT,
-                "written": datetime.now(UTC).isoformat(timespec="seconds"),
-                "rank": self._rank,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "reason": reason,
-                "guilty": list(guilty),
-                "traceback": "" if error is None else "".join(traceback.format_exception(error)),
-                "place": (raised_in(error) if error else None) or self.place(),
-                "collectives": self.collectives,
-                "steps": [_as_json(step) for step in tuple(self._steps)],
-            },
-        )
+        flight = {
+            "format": FORMAT,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "rank": self._rank,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "reason": reason,
+            "guilty": list(guilty),
+            "traceback": "" if error is None else "".join(traceback.format_exception(error)),
+            "place": (raised_in(error) if error else None) or self.place(),
+            "collectives": self.collectives,
+            "steps": [_as_json(step) for step in tuple(self._steps)],
+        }
+        self.give_room_back(folder)
+        try:
+            write_json(path, flight)
+        except OSError:
+            write_json(path, flight | {"steps": []})
         return path
 
 

@@ -175,8 +175,7 @@ class Watchdog:
 
     def __init__(self, run: RunConfig, placement: Placement) -> None:
         self.recorder = FlightRecorder(rank=placement.rank)
-        self.folder: Path | None = None
-        """Where the flight file goes; set once the run's folder is known."""
+        self._folder: Path | None = None
         self._rank, self._world_size = placement.rank, placement.world_size
         self._timeout = run.collective_timeout_seconds
         self._silence = min(run.silence_timeout_seconds, self._timeout)
@@ -223,6 +222,18 @@ class Watchdog:
         for thread in self._threads:
             thread.start()
 
+    def write_flight_to(self, folder: Path) -> None:
+        """Where the flight file goes, once the run's folder is known.
+
+        Raises:
+            AtomasError: the folder cannot be written.
+        """
+        try:
+            self.recorder.make_room(folder)
+        except OSError as error:
+            raise AtomasError(f"{folder} cannot be written: {error}") from None
+        self._folder = folder
+
     def begin_step(self, step: int) -> None:
         """What follows belongs to optimizer step `step`, counted from 1."""
         self.recorder.begin_step(step)
@@ -266,6 +277,9 @@ class Watchdog:
 
     def finish(self) -> None:
         """This rank has come to its end. Rank 0, whose process holds the store, waits for the others."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                self.recorder.give_room_back(self._folder)
         if self._world_size == 1:
             return
         self._state = "finished"
@@ -396,9 +410,9 @@ class Watchdog:
         os._exit(code)
 
     def _dump(self, reason: str, *, guilty: Sequence[int], error: BaseException | None = None) -> None:
-        if self.folder is not None:
+        if self._folder is not None:
             try:
-                self.recorder.dump(self.folder, reason, guilty=guilty, error=error)
+                self.recorder.dump(self._folder, reason, guilty=guilty, error=error)
             except OSError as problem:
                 logger.warning("the flight file cannot be written: %s", problem)
 

@@ -44,7 +44,7 @@ def train(config: Config, stop: StopSignal) -> int:
     ):
         stop.after_grace(config.run.grace_seconds, watchdog.end_overdue)
         session = Session.open(config, placement, device)
-        watchdog.folder = session.run.attempt_path
+        watchdog.write_flight_to(session.run.attempt_path)
         with Instruments.of(session) as instruments:
             return _run_steps(session, stop, instruments, watchdog)
 

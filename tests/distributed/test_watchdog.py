@@ -124,7 +124,7 @@ def _rank(rank: int, folder: str) -> None:
     )  # fmt: skip
     limits = RunConfig(collective_timeout_seconds=8, silence_timeout_seconds=8)
     with watch(limits, placement) as watchdog:
-        watchdog.folder = Path(folder)
+        watchdog.write_flight_to(Path(folder))
         for step in range(1, 10):
             watchdog.begin_step(step)
             if step == 2 or (step == 4 and rank == 1):
