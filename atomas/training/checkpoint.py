@@ -26,7 +26,7 @@ from atomas.distributed.collectives import rank
 from atomas.errors import AtomasError
 from atomas.training.tensor_files import sha256, to_disk
 
-FORMAT = "atomas-checkpoint/1"
+FORMAT = "atomas-checkpoint/2"
 MANIFEST = "manifest.json"
 
 

@@ -83,11 +83,18 @@ class RunDirectory:
         return checkpoint if checkpoint.is_dir() else None
 
     def data_left_out(self) -> list[Any]:
-        """Ranges of data that a rollback left out: known to the run before any checkpoint is."""
+        """Ranges of data that a rollback left out: known to the run before any checkpoint is.
+
+        Raises:
+            AtomasError: the file cannot be read.
+        """
+        path = self.path / "data_left_out.json"
         try:
-            return list(json.loads((self.path / "data_left_out.json").read_text(encoding="utf-8")))
+            return list(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return []
+        except (OSError, ValueError, TypeError) as error:
+            raise AtomasError(f"{path} cannot be read: {error}") from None
 
     def leave_data_out(self, ranges: Sequence[Any]) -> None:
         """Counterpart of `data_left_out`."""

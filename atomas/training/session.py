@@ -224,7 +224,11 @@ class Session:
             )
         trainer = read_trainer(checkpoint)
         check_identity(trainer["identity"], identity(self), checkpoint)
-        self._go_to(checkpoint, trainer, known_left_out=from_rank_zero(self.run.data_left_out()))
+        left_out = []
+        with together("reading which data is left out", self.device):
+            if self.placement.rank == 0:
+                left_out = self.run.data_left_out()
+        self._go_to(checkpoint, trainer, known_left_out=from_rank_zero(left_out))
         logger.info("continuing %s at step %d", checkpoint, self.step)
 
     def roll_back(self, reason: str) -> None:
@@ -247,9 +251,8 @@ class Session:
         with together("leaving data out", self.device):  # first of all: a restart must know it too
             if self.placement.rank == 0:
                 self.run.leave_data_out(position.left_out)
-        logger.error(
-            "%s: back to %s, and on without the data of the steps since then", reason, checkpoint.name
-        )
+        log = logger.error if self.placement.rank == 0 else logger.info  # on the console once
+        log("%s: back to %s, and on without the data of the steps since then", reason, checkpoint.name)
         self._go_to(checkpoint, read_trainer(checkpoint), known_left_out=position.left_out)
 
     def _go_to(self, checkpoint: Path, trainer: dict[str, Any], *, known_left_out: Sequence[Range]) -> None:

@@ -95,7 +95,7 @@ class Stability:
             return Judgement()
         self._spikes += 1
         remark = f"loss spike: {loss:.4g} in step {step} is {score:.1f} deviations above the last {len(self._losses)}"
-        if self._spikes < config.spike_steps:
+        if self._spikes < config.spike_steps or not config.rollbacks:
             return Judgement(remark=remark)
         return Judgement(remark=remark, trouble=f"{remark}, the last of {self._spikes} in a row")
 

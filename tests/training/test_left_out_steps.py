@@ -164,6 +164,15 @@ def test_spikes_are_judged_by_a_robust_score() -> None:
     assert "the last of 2 in a row" in stability.judge(12, 9.0, left_out=False).trouble
 
 
+def test_spikes_are_only_logged_where_the_run_may_not_go_back() -> None:
+    stability = Stability(StabilityConfig(spike_window=8, spike_steps=1))
+    for loss in (5.0, 5.1, 4.9, 5.0, 5.2, 4.8, 5.0, 5.1):
+        stability.judge(1, loss, left_out=False)
+    judgement = stability.judge(9, 50.0, left_out=False)
+    assert "loss spike" in judgement.remark
+    assert not judgement.trouble
+
+
 def test_left_out_data_is_passed_over_from_wherever_one_comes() -> None:
     position = DataPosition()
     assert [position.of_step(step) for step in range(4)] == [0, 1, 2, 3]
