@@ -35,6 +35,8 @@ struct Kernels {
   void (*merge_backward)(const MergeBackward&);
   void (*contrastive_forward)(const ContrastiveForward&);
   void (*contrastive_key_gradient)(const ContrastiveKeyGradient&);
+  void (*attention_forward)(const AttentionForward&);
+  void (*attention_backward)(const AttentionBackward&);
 };
 
 #define ATOMAS_KERNELS_OF(isa) ATOMAS_KERNELS_WITH(isa, isa)
@@ -42,7 +44,8 @@ struct Kernels {
 #define ATOMAS_KERNELS_WITH(interaction, isa)                                                                     \
   Kernels {                                                                                                       \
     interaction::interaction_forward, interaction::interaction_backward, isa::cluster, isa::merge_forward,        \
-        isa::merge_backward, isa::contrastive_forward, isa::contrastive_key_gradient                              \
+        isa::merge_backward, isa::contrastive_forward, isa::contrastive_key_gradient, isa::attention_forward,     \
+        isa::attention_backward                                                                                   \
   }
 
 #ifdef ATOMAS_HAS_AMX
@@ -239,6 +242,62 @@ void contrastive_key_gradient(const std::string& isa, int threads, std::int64_t 
   kernels_of(isa).contrastive_key_gradient({problem, at<const float>(normalizer), at<float>(grad_keys)});
 }
 
+// address, numbers from one row to the next
+using HeadRowsAt = std::tuple<Address, std::int64_t>;
+
+HeadRows head_rows(const HeadRowsAt& rows) { return {at<const float>(std::get<0>(rows)), std::get<1>(rows)}; }
+
+// heads, width of one, reach of the distance bias, causal
+using AttentionShape = std::tuple<std::int64_t, std::int64_t, std::int64_t, bool>;
+// seed, threshold, scale
+using DropoutRule = std::tuple<std::uint64_t, std::uint32_t, float>;
+
+Attention attention(int threads, const AttentionShape& shape, const DropoutRule& dropout, const Lengths& query_start,
+                    const Lengths& key_start, const HeadRowsAt& query, const HeadRowsAt& key, const HeadRowsAt& value,
+                    Address distance_bias, Address key_bias) {
+  const auto& [heads, width, reach, causal] = shape;
+  const auto& [seed, threshold, scale] = dropout;
+  return {head_rows(query),
+          head_rows(key),
+          head_rows(value),
+          query_start.data(),
+          key_start.data(),
+          static_cast<std::int64_t>(query_start.size()) - 1,
+          heads,
+          width,
+          at<const float>(distance_bias),
+          reach,
+          at<const float>(key_bias),
+          causal,
+          seed,
+          threshold,
+          scale,
+          threads};
+}
+
+void attention_forward(const std::string& isa, int threads, const AttentionShape& shape, const DropoutRule& dropout,
+                       const Lengths& query_lengths, const Lengths& key_lengths, const HeadRowsAt& query,
+                       const HeadRowsAt& key, const HeadRowsAt& value, Address distance_bias, Address key_bias,
+                       Address output, Address normalizer) {
+  const Lengths query_start = starts_of(query_lengths), key_start = starts_of(key_lengths);
+  kernels_of(isa).attention_forward(
+      {attention(threads, shape, dropout, query_start, key_start, query, key, value, distance_bias, key_bias),
+       at<float>(output), at<float>(normalizer)});
+}
+
+void attention_backward(const std::string& isa, int threads, const AttentionShape& shape, const DropoutRule& dropout,
+                        const Lengths& query_lengths, const Lengths& key_lengths, const HeadRowsAt& query,
+                        const HeadRowsAt& key, const HeadRowsAt& value, Address distance_bias, Address key_bias,
+                        const HeadRowsAt& output, const HeadRowsAt& grad_output, Address normalizer,
+                        Address grad_query, Address grad_key, Address grad_value, Address grad_distance_bias,
+                        Address grad_key_bias) {
+  const Lengths query_start = starts_of(query_lengths), key_start = starts_of(key_lengths);
+  kernels_of(isa).attention_backward(
+      {attention(threads, shape, dropout, query_start, key_start, query, key, value, distance_bias, key_bias),
+       head_rows(output), head_rows(grad_output), at<const float>(normalizer), at<float>(grad_query),
+       at<float>(grad_key), at<float>(grad_value), at<float>(grad_distance_bias), at<float>(grad_key_bias)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -252,4 +311,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("merge_backward", &merge_backward, unlocked);
   module.def("contrastive_forward", &contrastive_forward, unlocked);
   module.def("contrastive_key_gradient", &contrastive_key_gradient, unlocked);
+  module.def("attention_forward", &attention_forward, unlocked);
+  module.def("attention_backward", &attention_backward, unlocked);
 }

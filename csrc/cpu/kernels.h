@@ -120,6 +120,45 @@ struct ContrastiveKeyGradient : Contrastive {
   float* grad_keys;  // [keys.rows, width]
 };
 
+// Rows of all heads, [heads * width] each, `stride` numbers apart.
+struct HeadRows {
+  const float* data;
+  int64_t stride;
+};
+
+// T5 attention over packed sequences: logits are query . key + distance_bias + key_bias.
+struct Attention {
+  HeadRows query, key, value;
+  const int64_t* query_start;  // [count + 1]
+  const int64_t* key_start;    // [count + 1]
+  int64_t count;
+  int64_t heads;
+  int64_t width;
+  const float* distance_bias;  // [heads, 2 reach + 1] for key - query, or null
+  int64_t reach;
+  const float* key_bias;  // [key_start[count]] or null
+  bool causal;
+  uint64_t seed;
+  uint32_t threshold;  // a weight is dropped with probability threshold / 2^32
+  float scale;         // of those that are kept
+  int threads;
+};
+
+struct AttentionForward : Attention {
+  float* output;      // [query_start[count], heads, width]
+  float* normalizer;  // [query_start[count], heads], logarithms of the denominators
+};
+
+struct AttentionBackward : Attention {
+  HeadRows output, grad_output;
+  const float* normalizer;
+  float* grad_query;          // [query_start[count], heads, width]
+  float* grad_key;            // [key_start[count], heads, width]
+  float* grad_value;          // [key_start[count], heads, width]
+  float* grad_distance_bias;  // [heads, 2 reach + 1] or null
+  float* grad_key_bias;       // [key_start[count], heads], to be summed over the heads, or null
+};
+
 #define ATOMAS_DECLARE_INTERACTION(isa)                \
   namespace isa {                                      \
   void interaction_forward(const InteractionForward&); \
@@ -134,6 +173,8 @@ struct ContrastiveKeyGradient : Contrastive {
   void merge_backward(const MergeBackward&);                  \
   void contrastive_forward(const ContrastiveForward&);        \
   void contrastive_key_gradient(const ContrastiveKeyGradient&); \
+  void attention_forward(const AttentionForward&);            \
+  void attention_backward(const AttentionBackward&);          \
   }
 
 ATOMAS_DECLARE_KERNELS(baseline)

@@ -64,3 +64,33 @@ def contrastive_key_gradient(
     /,
     *addresses: int,
 ) -> None: ...
+def attention_forward(
+    isa: str,
+    threads: int,
+    shape: tuple[int, int, int, bool],
+    dropout: tuple[int, int, float],
+    query_lengths: list[int],
+    key_lengths: list[int],
+    query: tuple[int, int],
+    key: tuple[int, int],
+    value: tuple[int, int],
+    /,
+    *addresses: int,
+) -> None: ...
+def attention_backward(
+    isa: str,
+    threads: int,
+    shape: tuple[int, int, int, bool],
+    dropout: tuple[int, int, float],
+    query_lengths: list[int],
+    key_lengths: list[int],
+    query: tuple[int, int],
+    key: tuple[int, int],
+    value: tuple[int, int],
+    distance_bias: int,
+    key_bias: int,
+    output: tuple[int, int],
+    grad_output: tuple[int, int],
+    /,
+    *addresses: int,
+) -> None: ...

@@ -90,6 +90,7 @@ _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
         _reference("interaction", "token_interaction"),
     ),
     "packed_attention": (
+        _native("packed_attention"),
         _reference("attention", "packed_attention"),
         Implementation(
             backend="triton",
