@@ -8,6 +8,7 @@ import torch
 from atomas.config import Config
 from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
+from atomas.training.allocator import keep_freed_memory
 from atomas.training.step import micro_batches_of
 from atomas.training.telemetry import logger
 
@@ -67,6 +68,8 @@ def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
         logger.warning(
             "training.precision = fp16: T5's feed-forward layers overflow in it; bf16 is the safe choice"
         )
+    if next(model.parameters()).device.type == "cpu":
+        keep_freed_memory()
     model.encoder.backbone.in_step = config.deepspeed.zero_stage == 3
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
@@ -89,6 +92,9 @@ def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
         )
     except ValueError as error:  # a dtype that the device lacks, a value in deepspeed.extra
         raise AtomasError(f"DeepSpeed refuses the configuration: {error}") from error
+    if world_size == 1 and config.deepspeed.zero_stage == 0:
+        # Else every gradient is copied into one flat buffer and back, to be averaged over a single rank.
+        engine.enable_backward_allreduce = False
     if config.deepspeed.zero_stage == 3:
         # Small parameters are whole on every rank after each step: let them be so before the first one too. Gradient
         # caching reads the temperatures outside of their modules.
