@@ -137,7 +137,7 @@ class AtomasModel(nn.Module):
             everyone = cached.everyone
         else:
             everyone = GlobalBatch.of(batch) if targets is None else targets.everyone
-        found = self.represent(batch, None if cached is None else cached.clusters)
+        found = self.represent(batch) if cached is None else self.represent(batch, cached.clusters)
         parts: dict[str, Tensor] = {} if cached else self._contrast(found, targets, everyone)
         if self.loss.lm_weight:
             parts |= self._generation(batch, found, everyone)

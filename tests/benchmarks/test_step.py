@@ -22,7 +22,7 @@ from atomas.benchmarks.step.switches import (
     SWITCHES,
     ablation_providers,
     path_providers,
-    replace_operators,
+    change_process,
 )
 from atomas.data.batching import PairBatch, RaggedTokens
 from atomas.distributed.process_group import process_group
@@ -128,7 +128,7 @@ def test_every_switch_changes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None
             table = dict(registry._IMPLEMENTATIONS)
             monkeypatch.setattr(registry, "_IMPLEMENTATIONS", table)
             before = registry._select(operator, torch.device("cpu"), torch.float32).target
-            replace_operators((name,))
+            change_process((name,))
             assert registry._select(operator, torch.device("cpu"), torch.float32).target != before
             monkeypatch.undo()
 

@@ -32,9 +32,7 @@ def _run(function: object, problem: list[Tensor], dtype: torch.dtype, **options:
     """The result, and the gradients of all that has one, under a fixed upstream gradient."""
     *tokens, queries, keys, distance, of_key = problem
     leaves = [x.to(dtype).requires_grad_() for x in (*tokens, distance, of_key)]
-    found = function(
-        *leaves[:3], queries, keys, distance_bias=leaves[3], key_bias=leaves[4], **options
-    )  # type: ignore[operator]
+    found = function(*leaves[:3], queries, keys, distance_bias=leaves[3], key_bias=leaves[4], **options)  # type: ignore[operator]
     upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return [found, *torch.autograd.grad(found, leaves, upstream.to(dtype), materialize_grads=True)]
 
@@ -73,7 +71,9 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
 
 
 def test_rows_need_not_be_neighbours() -> None:
-    query, key, value, queries, keys, *_ = (x.float() if x.is_floating_point() else x for x in _problem([(9, 9)], 8))
+    query, key, value, queries, keys, *_ = (
+        x.float() if x.is_floating_point() else x for x in _problem([(9, 9)], 8)
+    )
     both = torch.stack((key, value), dim=1)
     options = {"distance_bias": None, "key_bias": None, "causal": True, "dropout": 0.0}
     found = native.packed_attention(query, *both.unbind(1), queries, keys, **options)
@@ -87,7 +87,14 @@ def _dropped_weights(problem: list[Tensor], dropout: float, causal: bool) -> lis
     padded = [torch.nn.functional.pad(x, (0, width - x.shape[2])).float() for x in (query, key)]
     units = torch.cat([torch.eye(int(m), width) for m in keys])[:, None].expand(-1, HEADS, -1).contiguous()
     found = native.packed_attention(
-        *padded, units, queries, keys, distance_bias=biases[0], key_bias=biases[1], causal=causal, dropout=dropout
+        *padded,
+        units,
+        queries,
+        keys,
+        distance_bias=biases[0],
+        key_bias=biases[1],
+        causal=causal,
+        dropout=dropout,
     )
     parts = zip(found.split(queries.tolist()), keys.tolist(), strict=True)
     return [part[:, :, :m].transpose(0, 1) for part, m in parts]
@@ -99,7 +106,9 @@ def test_dropout_and_its_gradient(causal: bool) -> None:
     torch.manual_seed(5)
     kept = [weights != 0 for weights in _dropped_weights(problem, rate, causal)]
 
-    def with_those(query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor, **rest: Tensor) -> Tensor:
+    def with_those(
+        query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor, **rest: Tensor
+    ) -> Tensor:
         rows = []
         sizes = queries.tolist(), keys.tolist()
         parts = zip(
@@ -183,7 +192,9 @@ def test_what_is_not_finite_stays_in_its_sequence(poison: float) -> None:
 
 
 def test_keys_that_nothing_reads() -> None:
-    query, key, value, queries, keys, *_ = (x.float() if x.is_floating_point() else x for x in _problem([(3, 4)], 8))
+    query, key, value, queries, keys, *_ = (
+        x.float() if x.is_floating_point() else x for x in _problem([(3, 4)], 8)
+    )
     of_key = torch.full((4,), -torch.inf)
     found = native.packed_attention(
         query, key, value, queries, keys, distance_bias=None, key_bias=of_key, causal=False, dropout=0.0

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atomas.benchmarks.step.presets import Preset
-from atomas.benchmarks.step.switches import SWITCHES, replace_operators
+from atomas.benchmarks.step.switches import SWITCHES, change_process
 from atomas.config import Config
 from atomas.data.batching import PairBatch
 from atomas.model.atomas import AtomasModel
@@ -27,7 +27,7 @@ class OurStep:
         self, config: Config, preset: Preset, device: torch.device, world_size: int, off: tuple[str, ...] = ()
     ) -> None:
         """Random weights, a full queue; what `off` names of SWITCHES is switched off in this process."""
-        replace_operators(off)
+        change_process(off)
         torch.manual_seed(0)
         model = build_model(config, preset)
         for name in off:

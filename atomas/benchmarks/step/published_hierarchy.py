@@ -23,6 +23,8 @@ class TokenMerge(nn.Module):
         self.conv = nn.ModuleDict({"conv": nn.Conv1d(width, width, kernel_size=3, padding=1, bias=False)})
         self.norm = nn.LayerNorm(width)
         self.score = nn.Linear(width, 1)
+        self.assignment: Tensor | None = None
+        """[B, N] of the last forward pass, for `same_loss`"""
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Merged tokens [B, K, D], the tokens they were made of [B, N, D], and the score [B, N] of each."""
@@ -32,6 +34,7 @@ class TokenMerge(nn.Module):
         clusters = math.ceil(self.ratio * tokens.shape[1])
         with torch.no_grad():
             assignment = density_peaks(tokens, clusters, mask, self.tie_noise)
+        self.assignment = assignment
         return weighted_means(tokens, weight, assignment, clusters), tokens, score
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from atomas.benchmarks.step.plain import PaddedBackbone, TwoPassEncoder, loop_adamw
 from atomas.benchmarks.step.presets import Preset
 from atomas.model.atomas import AtomasModel
+from atomas.training import allocator
 from atomas_kernels import registry
 
 PLAIN = "atomas.benchmarks.step.plain"
@@ -29,6 +30,8 @@ class Switch:
     """Changes the model when it is off"""
     optimizer: Callable[[Any], None] | None = None
     """Changes the optimizer when it is off"""
+    process: Callable[[], None] | None = None
+    """Changes the process when it is off"""
 
 
 def _pad_to_full_length(model: AtomasModel, preset: Preset) -> None:
@@ -47,6 +50,10 @@ def _two_passes(model: AtomasModel, preset: Preset) -> None:
     model.encoder = TwoPassEncoder(old.backbone, text_pooler=old.text_pooler, smiles_pooler=old.smiles_pooler)
 
 
+def _return_freed_memory() -> None:
+    allocator.keeps_freed_memory = False
+
+
 SWITCHES = {
     "longest": Switch(
         on="backbone padded to the longest sequence of a batch",
@@ -55,6 +62,16 @@ SWITCHES = {
     ),
     "packing": Switch(
         on="backbone packed, nothing padded", off="padded to the longest, eager", model=_pad_to_longest
+    ),
+    "attention": Switch(
+        on="attention fused, neither logits nor dropout masks kept",
+        off="torch's, length by length",
+        operators=(("packed_attention", ""),),
+    ),
+    "allocator": Switch(
+        on="freed memory kept for the next tensors",
+        off="returned to the kernel",
+        process=_return_freed_memory,
     ),
     "one_pass": Switch(on="both modalities in one pass", off="one pass each", model=_two_passes),
     "lm_chunks": Switch(
@@ -111,11 +128,13 @@ def ablation_providers() -> list[str]:
     return [f"without:{name}" for name in SWITCHES if name != "longest"]
 
 
-def replace_operators(off: tuple[str, ...]) -> None:
-    """Put what stands for switched-off operators into the registry of this process, for good."""
+def change_process(off: tuple[str, ...]) -> None:
+    """Put what stands for switched-off operators into the registry of this process, and what else is off, for good."""
     for name in off:
         for operator, target in SWITCHES[name].operators:
             known = registry._IMPLEMENTATIONS[operator]
             reference = tuple(entry for entry in known if entry.backend == "reference")
             plain = registry.Implementation(backend="reference", target=target)
             registry._IMPLEMENTATIONS[operator] = (plain,) if target else reference
+        if change := SWITCHES[name].process:
+            change()

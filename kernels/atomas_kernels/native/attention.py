@@ -133,13 +133,14 @@ def _attention_backward(
     )
     _native.attention_backward(
         *problem,
-        *((x.data_ptr(), x.stride(0)) for x in (output, grad_output)),
+        (output.data_ptr(), output.stride(0)),
+        (grad_output.data_ptr(), grad_output.stride(0)),
         normalizer.data_ptr(),
         *(x.data_ptr() for x in gradients[:3]),
         *(x.data_ptr() if asked else 0 for x, asked in zip(gradients[3:], wanted, strict=True)),
     )
-    *of_rows, of_key_bias = gradients
-    return *of_rows, of_key_bias.sum(dim=1)
+    of_query, of_key, of_value, of_distances, of_key_bias = gradients
+    return of_query, of_key, of_value, of_distances, of_key_bias.sum(dim=1)
 
 
 def _empty_gradients(
@@ -168,8 +169,10 @@ def _(
     distance_bias: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *of_rows, of_key_bias = _empty_gradients(query, key, value, distance_bias, rest[-1])
-    return *of_rows, of_key_bias[:, 0] if rest[-1][1] else of_key_bias.flatten()
+    of_query, of_key, of_value, of_distances, of_key_bias = _empty_gradients(
+        query, key, value, distance_bias, rest[-1]
+    )
+    return of_query, of_key, of_value, of_distances, of_key_bias.sum(dim=1)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
