@@ -87,10 +87,6 @@ def attention_backward(
     query: tuple[int, int],
     key: tuple[int, int],
     value: tuple[int, int],
-    distance_bias: int,
-    key_bias: int,
-    output: tuple[int, int],
-    grad_output: tuple[int, int],
     /,
-    *addresses: int,
+    *addresses: int | tuple[int, int],
 ) -> None: ...
