@@ -25,7 +25,13 @@ CSRC = Path("csrc")
 COMMON_SOURCES = ["module.cpp", "cpu/parallel.cpp"]
 # Compiled once per instruction set; the fastest that the processor has is chosen at run time.
 INTERACTION_SOURCES = ["cpu/interaction_forward.cpp", "cpu/interaction_backward.cpp"]
-KERNEL_SOURCES = [*INTERACTION_SOURCES, "cpu/clustering.cpp", "cpu/contrastive.cpp", "cpu/attention.cpp"]
+KERNEL_SOURCES = [
+    *INTERACTION_SOURCES,
+    "cpu/clustering.cpp",
+    "cpu/contrastive.cpp",
+    "cpu/attention.cpp",
+    "cpu/dropout.cpp",
+]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"
 INSTRUCTION_SETS = {"baseline": ""} | ({"avx2": "-mavx2 -mfma", "avx512": AVX512} if X86 else {})

@@ -37,6 +37,7 @@ struct Kernels {
   void (*contrastive_key_gradient)(const ContrastiveKeyGradient&);
   void (*attention_forward)(const AttentionForward&);
   void (*attention_backward)(const AttentionBackward&);
+  void (*dropout)(const DropoutProblem&);
 };
 
 #define ATOMAS_KERNELS_OF(isa) ATOMAS_KERNELS_WITH(isa, isa)
@@ -45,7 +46,7 @@ struct Kernels {
   Kernels {                                                                                                       \
     interaction::interaction_forward, interaction::interaction_backward, isa::cluster, isa::merge_forward,        \
         isa::merge_backward, isa::contrastive_forward, isa::contrastive_key_gradient, isa::attention_forward,     \
-        isa::attention_backward                                                                                   \
+        isa::attention_backward, isa::dropout                                                                     \
   }
 
 #ifdef ATOMAS_HAS_AMX
@@ -298,6 +299,12 @@ void attention_backward(const std::string& isa, int threads, const AttentionShap
        at<float>(grad_key), at<float>(grad_value), at<float>(grad_distance_bias), at<float>(grad_key_bias)});
 }
 
+void dropout(const std::string& isa, int threads, const DropoutRule& rule, std::int64_t count, Address input,
+             Address output) {
+  const auto& [seed, threshold, scale] = rule;
+  kernels_of(isa).dropout({at<const float>(input), at<float>(output), count, seed, threshold, scale, threads});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -313,4 +320,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("contrastive_key_gradient", &contrastive_key_gradient, unlocked);
   module.def("attention_forward", &attention_forward, unlocked);
   module.def("attention_backward", &attention_backward, unlocked);
+  module.def("dropout", &dropout, unlocked);
 }

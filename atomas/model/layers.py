@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-_DRAWS = 1 << 16
-"""Values of one random int16."""
+from atomas_kernels import dropout
 
 
 class Linear(nn.Linear):
@@ -56,20 +55,13 @@ class RMSNorm(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """Any shape, unchanged; on the CPU in training with a rate rounded to a multiple of 2^-16.
-
-    torch draws a 64-bit number for every value there, which costs more than the layers between the dropouts; here one
-    makes four decisions. A mask takes one byte a value.
-    """
+    """Any shape, unchanged; in training the operator, where torch does not compile its own."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Set values to zero at the rate, and scale the others so that the mean stays."""
-        dropped = round(self.p * _DRAWS)
-        if not self.training or dropped in (0, _DRAWS) or input.device.type != "cpu" or is_compiling():
+        if not self.training or not self.p or is_compiling():
             return super().forward(input)
-        numbers = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        draws = numbers.view(torch.int16)[: input.numel()].view(input.shape)
-        return (input * (draws >= dropped - _DRAWS // 2)).mul_(_DRAWS / (_DRAWS - dropped))
+        return dropout(input, self.p)
 
 
 class SequenceConvolution(nn.Conv1d):

@@ -7,6 +7,7 @@ keeps_freed_memory = True
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _LARGEST_INT = 2**31 - 1
+_mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
 
 
 def keep_freed_memory() -> None:
@@ -15,7 +16,6 @@ def keep_freed_memory() -> None:
     glibc maps tensors of more than some MiB one by one and returns them to the kernel when they are freed: every step
     then takes tens of thousands of page faults to get the same memory again. Nothing happens with another C library.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if keeps_freed_memory and mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 2**30)
-        mallopt(_TRIM_THRESHOLD, _LARGEST_INT)
+    if keeps_freed_memory and _mallopt is not None:
+        _mallopt(_MMAP_THRESHOLD, 2**30)
+        _mallopt(_TRIM_THRESHOLD, _LARGEST_INT)

@@ -2,6 +2,7 @@
 // time only. The backward pass makes them again from the logarithms of the denominators. Which weights are dropped is a
 // function of the seed, the query, the head and the key, so that no mask is kept.
 
+#include "dropout.h"
 #include "kernels.h"
 #include "tiles.h"
 
@@ -13,34 +14,6 @@ namespace {
 constexpr int64_t kBlock = 4 * kTileRows;
 
 inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
-
-// Decides which weights of one query and head are dropped.
-class Dropout {
- public:
-  Dropout(uint64_t seed, uint64_t row, uint32_t threshold) : threshold_(threshold) {
-    uint64_t x = seed + (row + 1) * 0x9e3779b97f4a7c15u;  // splitmix64
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    x ^= x >> 31;
-    first_ = static_cast<uint32_t>(x);
-    second_ = static_cast<uint32_t>(x >> 32);
-  }
-
-  // `value` of the keys j, j + 1, ..., or 0.
-  Floats operator()(Floats value, int64_t j) const {
-    const Ints lanes = lane_numbers() + static_cast<int32_t>(j);
-    Words x;
-    std::memcpy(&x, &lanes, sizeof x);
-    x = x * 0x9e3779b9u + first_;
-    x = (x ^ x >> 16) * 0x7feb352du;
-    x = (x ^ x >> 15 ^ second_) * 0x846ca68bu;
-    x ^= x >> 16;
-    return x >= Words{} + threshold_ ? value : Floats{};
-  }
-
- private:
-  uint32_t threshold_, first_, second_;
-};
 
 // Memory of one thread, carved out of a piece of `end` numbers.
 struct Scratch {

@@ -159,6 +159,16 @@ struct AttentionBackward : Attention {
   float* grad_key_bias;       // [key_start[count], heads], to be summed over the heads, or null
 };
 
+struct DropoutProblem {
+  const float* input;  // [count]
+  float* output;       // [count]
+  int64_t count;
+  uint64_t seed;
+  uint32_t threshold;  // a value is dropped with probability threshold / 2^32
+  float scale;         // of those that are kept
+  int threads;
+};
+
 #define ATOMAS_DECLARE_INTERACTION(isa)                \
   namespace isa {                                      \
   void interaction_forward(const InteractionForward&); \
@@ -175,6 +185,7 @@ struct AttentionBackward : Attention {
   void contrastive_key_gradient(const ContrastiveKeyGradient&); \
   void attention_forward(const AttentionForward&);            \
   void attention_backward(const AttentionBackward&);          \
+  void dropout(const DropoutProblem&);                        \
   }
 
 ATOMAS_DECLARE_KERNELS(baseline)

@@ -90,3 +90,6 @@ def attention_backward(
     /,
     *addresses: int | tuple[int, int],
 ) -> None: ...
+def dropout(
+    isa: str, threads: int, rule: tuple[int, int, float], count: int, source: int, destination: int, /
+) -> None: ...

@@ -243,6 +243,23 @@ def packed_attention(
     )
 
 
+def dropout(values: Tensor, rate: float) -> Tensor:
+    """Set values to zero with probability `rate`, and scale the others so that the mean stays.
+
+    Args:
+        values: any shape, floating; differentiable.
+        rate: 0 <= rate <= 1.
+
+    Returns:
+        Shape and dtype of `values`.
+    """
+    if not values.is_floating_point():
+        raise ValueError(f"values: expected a floating dtype, got {values.dtype}")
+    checks.fraction("rate", rate, zero=True)
+    result: Tensor = implementation("dropout", values)(values, float(rate))
+    return result
+
+
 def info_nce(scores: Tensor, scale: Tensor, *, negative_mask: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE: mean of the row and the column cross entropy of scores * scale, positives on the
     diagonal.

@@ -99,6 +99,7 @@ _IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
             dtypes=_HALF_AND_SINGLE,
         ),
     ),
+    "dropout": (_native("dropout"), _reference("dropout", "dropout")),
     "info_nce": (_reference("contrastive", "info_nce"),),
     "contrastive_cross_entropy": (
         _native("contrastive_cross_entropy"),

@@ -21,8 +21,8 @@ from atomas.benchmarks.step.switches import (
     PUBLISHED,
     SWITCHES,
     ablation_providers,
-    path_providers,
     change_process,
+    path_providers,
 )
 from atomas.data.batching import PairBatch, RaggedTokens
 from atomas.distributed.process_group import process_group
@@ -123,7 +123,7 @@ def test_what_is_switched_off_changes_no_loss() -> None:
 
 def test_every_switch_changes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, switch in SWITCHES.items():
-        assert switch.operators or switch.model or switch.optimizer, name
+        assert switch.operators or switch.model or switch.optimizer or switch.process, name
         for operator, _ in switch.operators:
             table = dict(registry._IMPLEMENTATIONS)
             monkeypatch.setattr(registry, "_IMPLEMENTATIONS", table)

@@ -68,6 +68,11 @@ SWITCHES = {
         off="torch's, length by length",
         operators=(("packed_attention", ""),),
     ),
+    "dropout": Switch(
+        on="dropout drawn again in the backward pass",
+        off="dropout with a mask",
+        operators=(("dropout", ""),),
+    ),
     "allocator": Switch(
         on="freed memory kept for the next tensors",
         off="returned to the kernel",

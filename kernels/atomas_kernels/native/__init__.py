@@ -13,6 +13,14 @@ softmax of a few hundred weights (both a small share of a step).
 from atomas_kernels.native.attention import packed_attention
 from atomas_kernels.native.clustering import cluster_merge, dpc_knn
 from atomas_kernels.native.contrastive import contrastive_cross_entropy
+from atomas_kernels.native.dropout import dropout
 from atomas_kernels.native.interaction import token_interaction
 
-__all__ = ["cluster_merge", "contrastive_cross_entropy", "dpc_knn", "packed_attention", "token_interaction"]
+__all__ = [
+    "cluster_merge",
+    "contrastive_cross_entropy",
+    "dpc_knn",
+    "dropout",
+    "packed_attention",
+    "token_interaction",
+]

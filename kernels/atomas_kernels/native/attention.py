@@ -5,14 +5,12 @@ The backward pass makes them again, a few queries at a time. Half precision is w
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.library import custom_op
 
 from atomas_kernels import _native, checks
 from atomas_kernels.native import machine
-
-_DRAWS = 1 << 32
+from atomas_kernels.native.dropout import draw_seed, rule
 
 
 def packed_attention(
@@ -31,7 +29,7 @@ def packed_attention(
 
     Which weights are dropped follows from one number of torch's generator.
     """
-    seed = int(torch.randint(2**63 - 1, ())) if dropout else 0
+    seed = draw_seed() if dropout else 0
     attended: Tensor = _attention(
         *(_rows(x) for x in (query, key, value)),
         query_lengths,
@@ -96,7 +94,7 @@ def _problem(
         machine.instruction_set,
         machine.threads(),
         (heads, width, reach, causal),
-        (seed, min(round(dropout * _DRAWS), _DRAWS - 1), 0.0 if dropout == 1 else 1 / (1 - dropout)),
+        rule(dropout, seed),
         checks.segment_sizes("query_lengths", query_lengths, query.shape[0]),
         checks.segment_sizes("key_lengths", key_lengths, key.shape[0]),
         *((x.data_ptr(), x.stride(0)) for x in (query, key, value)),
