@@ -145,7 +145,7 @@ def test_a_provider_in_a_process_of_its_own() -> None:
 
 
 def test_too_little_memory_is_a_result() -> None:
-    found = measure(job(OURS, limit=1 << 20))[0]
+    found = measure(job(OURS, limit=16 << 20))[0]
     assert found.status == "oom", found.reason
 
 
