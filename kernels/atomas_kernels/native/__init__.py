@@ -10,6 +10,9 @@ once), the language model's cross entropy (chunked products of torch), InfoNCE o
 softmax of a few hundred weights (both a small share of a step).
 """
 
+# An older build has fewer kernels: that too is an ImportError here, and not a failure in the middle of a step.
+from atomas_kernels._native import attention_forward as _attention_forward  # noqa: F401
+from atomas_kernels._native import dropout as _dropout  # noqa: F401
 from atomas_kernels.native.attention import packed_attention
 from atomas_kernels.native.clustering import cluster_merge, dpc_knn
 from atomas_kernels.native.contrastive import contrastive_cross_entropy
