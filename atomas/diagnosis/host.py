@@ -287,7 +287,7 @@ def check_corpus(corpus: Path | None) -> CheckResult:
         splits = ", ".join(f"{split} {opened.split(split).num_records}" for split in opened.splits)
     except AtomasError as error:
         return CheckResult(
-            name=name, status="error", message=str(error), remedy="`atomas data inspect` tells more"
+            name=name, status="error", message=str(error), remedy="`atomas data verify` tells more"
         )
     return CheckResult(name=name, status="ok", message=f"{corpus}: {splits}; index {opened.fingerprint[:12]}")
 

@@ -54,7 +54,7 @@ _CAUSES = (
         "the flight files of the ranks named show where each of them stood; a slow phase that is no hang needs a "
         "larger run.collective_timeout_seconds",
     ),
-    ("data", r", data:", "`atomas data inspect` finds damaged shards of a corpus"),
+    ("data", r", data:", "`atomas data verify` finds damaged shards of a corpus"),
     ("error", r"", "the traceback in the flight file of that rank says where it was raised"),
 )
 """Name, how its story is known, what to do; the first that fits counts."""

@@ -217,7 +217,7 @@ def test_a_signal_saves_and_asks_to_be_resumed(
     assert (tmp_path / "runs/run/checkpoints" / f"step_{steps:08d}" / "manifest.json").is_file()
 
 
-def test_files_stop_and_save_a_run(corpus: Path, tmp_path: Path) -> None:
+def test_files_stop_and_save_a_run(corpus: Path, train: Trainer, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
     arguments = command(corpus, tmp_path / "runs", "run", ["--training.max_steps=500"], 2)
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
@@ -232,8 +232,7 @@ def test_files_stop_and_save_a_run(corpus: Path, tmp_path: Path) -> None:
     assert process.returncode != 0  # torchrun reports its workers' 75 as its own failure
     assert len(list((run / CHECKPOINTS).glob("step_????????"))) == 2
     steps = len(losses(run))
-    again = command(corpus, tmp_path / "runs", "run", ["--training.max_steps=500"], 2)
-    done = subprocess.run(again, capture_output=True, text=True, check=False)
+    done = train("run", "--training.max_steps=500", ranks=2, code=75)
     assert "KILL exists: remove it to go on" in done.stderr
     assert len(losses(run)) == steps
 
