@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the tests start besides Python: Slurm, three MPIs, pdsh, sshd. Quiet, quick where it is there already, and never an
+# What the tests start besides Python: Slurm, Open MPI, MPICH, pdsh, sshd. Quiet, quick where it is there already, and never an
 # error: a test that lacks a program is skipped and says which one.
 set -u
 declare -A package_of=(
@@ -23,10 +23,9 @@ made_policy=
 if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made_policy=yes
 fi
-get=(timeout 150 apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=15 -o DPkg::Lock::Timeout=60)
+trap '[ -z "$made_policy" ] || rm -f "$policy"; rm -f "$log"' EXIT
+get=(timeout 100 apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=15 -o DPkg::Lock::Timeout=60)
 if ! { "${get[@]}" update && "${get[@]}" install --yes --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
     echo "could not be installed, so some tests are skipped: ${missing[*]} ($(tail -n 1 "$log"))"
 fi
-[ -z "$made_policy" ] || rm -f "$policy"
-rm -f "$log"
 exit 0
