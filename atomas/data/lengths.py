@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,13 @@ class TokenLengths:
             raise AtomasError(f"{path} cannot be read ({error}): delete it") from error
         return TokenLengths(text=text, smiles=smiles)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A process that is not forked maps the file again."""
+        file = getattr(self.text, "filename", None)
+        if file is not None:
+            return TokenLengths.load, (Path(file),)
+        return _in_memory, (self.text, self.smiles)
+
     def save(self, path: Path) -> None:
         """Write both columns, so that a reader sees all of the file or none."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +154,10 @@ class TokenLengths:
 def block_workers(split: ShardedSplit) -> int:
     """Processes worth starting to tokenize a split; 0: none but this."""
     return 0 if len(split.blocks) < _PARALLEL_FROM_BLOCKS else min(available_cores(), _MAX_WORKERS)
+
+
+def _in_memory(text: Lengths, smiles: Lengths) -> TokenLengths:
+    return TokenLengths(text=text, smiles=smiles)
 
 
 def stored_lengths(lengths: Sequence[int]) -> Lengths:

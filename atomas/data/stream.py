@@ -7,6 +7,7 @@ alone; the world size only decides who gets which pair.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -311,10 +312,7 @@ class _RecordReader:
     """Batches of the pairs of a split; keeps the `cached_blocks` most recently used blocks."""
 
     def __init__(self, split: ShardedSplit, tokenizer: AtomasTokenizer, cached_blocks: int) -> None:
-        def decode(number: int) -> list[dict[str, str]]:
-            return [{name: record[name] for name in _FIELDS} for record in split.read_block(number)]
-
-        self.blocks = BlockCache(split, decode, cached_blocks)
+        self.blocks = BlockCache(split, partial(_read_records, split), cached_blocks)
         self._tokenizer = tokenizer
 
     def __getitem__(self, index: int) -> dict[str, str]:
@@ -338,3 +336,7 @@ def _deal(cost: NDArray[np.integer], rank: int, world_size: int) -> NDArray[np.i
     rows = np.argsort(-cost, kind="stable").reshape(-1, world_size)
     rows[1::2] = rows[1::2, ::-1]
     return np.sort(rows[:, rank])
+
+
+def _read_records(split: ShardedSplit, number: int) -> list[dict[str, str]]:
+    return [{name: record[name] for name in _FIELDS} for record in split.read_block(number)]

@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -178,10 +179,7 @@ class TokenReader:
     """Batches of the pairs of a tokenized split; keeps the `cached_blocks` most recently used blocks."""
 
     def __init__(self, split: ShardedSplit, cached_blocks: int) -> None:
-        def decode(number: int) -> TokenBlock:
-            return TokenBlock.decode(split.read_bytes(number))
-
-        self.blocks = BlockCache(split, decode, cached_blocks)
+        self.blocks = BlockCache(split, partial(_read_block, split), cached_blocks)
 
     def collate(self, members: NDArray[np.int64], max_text_tokens: int | None = None) -> PairBatch:
         """The pairs of these numbers, as `atomas.data.batching.collate` makes them of their records."""
@@ -204,6 +202,10 @@ class TokenReader:
             text_id=torch.from_numpy(text_id),
             sample_id=torch.from_numpy(members.astype(np.int64)),
         )
+
+
+def _read_block(split: ShardedSplit, number: int) -> TokenBlock:
+    return TokenBlock.decode(split.read_bytes(number))
 
 
 def _ragged(sequences: Sequence[NDArray[np.unsignedinteger]]) -> RaggedTokens:

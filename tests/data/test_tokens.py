@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -278,3 +279,15 @@ def test_a_corpus_with_tokens_is_built_again_without_force(
     tokenize_corpus(out, tokenizer)
     main(["data", "build", str(pairs), "--out", str(out), "--workers", "1"])
     assert open_tokens(Corpus.open(out), tokenizer) is None, "of the corpus before"
+
+
+@pytest.mark.parametrize("tokenized", [False, True])
+def test_a_stream_reaches_a_process_that_is_not_forked(
+    directory: Path, tokenizer: AtomasTokenizer, tmp_path: Path, tokenized: bool
+) -> None:
+    if tokenized:
+        tokenize_corpus(directory, tokenizer)
+    stream = PairStream.open(config_of(tmp_path), Corpora.of(Corpus.open(directory)), tokenizer)
+    sent = pickle.dumps(stream)
+    assert len(sent) < 100_000 + len(tokenizer._backend.to_str())
+    assert all(same(stream[number], pickle.loads(sent)[number]) for number in (0, 3))
