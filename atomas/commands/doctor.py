@@ -34,7 +34,9 @@ def register(subparsers: Any) -> None:
         metavar="DIR",
         help="where runs will be written (default: runs)",
     )
-    parser.add_argument("--corpus", type=Path, metavar="DIR", help="check that this corpus can be read")
+    parser.add_argument(
+        "--corpus", metavar="CORPUS", help="check that this folder or address of a corpus can be read"
+    )
     parser.add_argument("--attempt", type=int, metavar="N", help="the attempt, instead of the newest")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)

@@ -54,6 +54,6 @@ def _run(args: argparse.Namespace) -> None:
     if given:
         pairs = [given_pair(args.smiles, args.text)]
     else:
-        pairs = corpus_pairs(Path(args.data), args.split, args.rows or [0])
+        pairs = corpus_pairs(args.data, args.split, args.rows or [0])
     page = visualize(Path(args.checkpoint), pairs, Path(args.out), best=args.best, momentum=args.momentum)
     print(f"pictures: {page}")

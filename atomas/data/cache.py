@@ -21,6 +21,7 @@ from atomas.data.storage import StoredFile
 from atomas.errors import AtomasError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ENTRY = re.compile(r"[0-9a-f]{64}(\.[0-9]+\.partial)?")
 _PARTIAL = ".partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -147,7 +148,8 @@ class FileCache:
         return False
 
     def _entries(self) -> Iterator[Path]:
-        return (path for path in self.folder.iterdir() if path.name != "locks")
+        """What this class has written; anything else in the folder is somebody's."""
+        return (path for path in self.folder.iterdir() if _ENTRY.fullmatch(path.name))
 
 
 def _expected_bytes(path: Path) -> int:

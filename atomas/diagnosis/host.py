@@ -274,7 +274,7 @@ def check_clock() -> CheckResult:
     return CheckResult(name=name, status="ok", message="synchronised, says the kernel")
 
 
-def check_corpus(corpus: Path | None) -> CheckResult:
+def check_corpus(corpus: Path | str | None) -> CheckResult:
     """Whether the data index can be read and its shards are there in full size."""
     name = "corpus"
     if corpus is None:

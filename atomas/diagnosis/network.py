@@ -68,7 +68,7 @@ class Facts:
     """By node: fingerprint of the corpus, or what is wrong with it; empty where none was asked for."""
 
 
-def check_all_nodes(folder: Path, corpus: Path | None) -> tuple[list[CheckResult], bool]:
+def check_all_nodes(folder: Path, corpus: Path | str | None) -> tuple[list[CheckResult], bool]:
     """Every node's own checks put together, and what only all can find; the same on each rank. Collective.
 
     Returns:
@@ -84,7 +84,7 @@ def check_all_nodes(folder: Path, corpus: Path | None) -> tuple[list[CheckResult
         return [*merge(dict(of_nodes)), *judge(facts)], placement.rank == 0
 
 
-def measure(folder: Path, corpus: Path | None, device: torch.device) -> Facts:
+def measure(folder: Path, corpus: Path | str | None, device: torch.device) -> Facts:
     """All measurements, in one order on every rank. Collective."""
     rank, world = dist.get_rank(), dist.get_world_size()
     hosts: list[str] = _gathered(socket.gethostname())

@@ -7,7 +7,7 @@ from atomas.diagnosis import host
 from atomas.diagnosis.result import CheckResult, attempt
 
 
-def node_checks(folder: Path, corpus: Path | None) -> list[CheckResult]:
+def node_checks(folder: Path, corpus: Path | str | None) -> list[CheckResult]:
     """Check this node for a job.
 
     Args:

@@ -46,7 +46,7 @@ class GenerationRun:
     """of a run folder the best checkpoint instead of the newest"""
     momentum: bool
     """the momentum copy's weights"""
-    data: Path
+    data: Path | str
     split: str
     max_rows: int | None
     report: Path

@@ -122,7 +122,7 @@ def grounding_report(
     *,
     checkpoint: Path,
     best: bool,
-    data: Path,
+    data: Path | str,
     split: str,
     max_rows: int | None,
     momentum: bool,

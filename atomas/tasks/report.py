@@ -43,7 +43,7 @@ def retrieval_report(
     *,
     checkpoint: Path,
     best: bool,
-    data: Path,
+    data: Path | str,
     split: str,
     max_pairs: int | None,
     momentum: bool,

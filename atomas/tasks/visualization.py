@@ -73,7 +73,7 @@ def given_pair(smiles: str, text: str) -> NamedPair:
     return NamedPair(name="pair", title="A molecule and its description", smiles=molecule.smiles, text=text)
 
 
-def corpus_pairs(data: Path, split: str, rows: Sequence[int]) -> list[NamedPair]:
+def corpus_pairs(data: Path | str, split: str, rows: Sequence[int]) -> list[NamedPair]:
     """Rows of a split, counted from 0; AtomasError for one that is not there."""
     part = Corpus.open(data).split(split)
     for row in rows:

@@ -187,6 +187,8 @@ def test_the_cache_keeps_to_its_limit_and_drops_the_longest_unused(
     shards = corpus.split("train").shards
     limit = sum(shard.bytes for shard in shards[:2]) + 100
     small = StorageConfig(cache_dir=config.cache_dir, cache_gib=limit / 2**30)
+    (Path(small.cache_dir) / "somebody's").mkdir(parents=True)
+    (Path(small.cache_dir) / "thesis.tar").touch()
     split = Corpus.open(server.url, small).split("train")
     first_block = [0, *corpus.split("train")._block_ends.tolist()]
 
@@ -197,8 +199,10 @@ def test_the_cache_keeps_to_its_limit_and_drops_the_longest_unused(
 
     for shard in (0, 1, 0, 2):
         use(shard)
-    assert cached(small) == sorted([shards[0].sha256, shards[2].sha256])
+    kept = ["somebody's", "thesis.tar"]
+    assert cached(small) == sorted([shards[0].sha256, shards[2].sha256, *kept])
     assert ids(split) == EXPECTED
+    assert set(cached(small)) > set(kept)
 
 
 def test_a_shard_larger_than_the_cache_says_what_to_set(server: BadServer, config: StorageConfig) -> None:

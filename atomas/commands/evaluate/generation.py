@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
             checkpoint=Path(args.checkpoint),
             best=args.best,
             momentum=args.momentum,
-            data=Path(args.data),
+            data=args.data,
             split=args.split,
             max_rows=args.max_rows,
             report=args.report,

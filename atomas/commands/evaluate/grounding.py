@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     grounding_report(
         checkpoint=Path(args.checkpoint),
         best=args.best,
-        data=Path(args.data),
+        data=args.data,
         split=args.split,
         max_rows=args.max_rows,
         momentum=args.momentum,

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     retrieval_report(
         checkpoint=Path(args.checkpoint),
         best=args.best,
-        data=Path(args.data),
+        data=args.data,
         split=args.split,
         max_pairs=args.max_pairs,
         momentum=args.momentum,
