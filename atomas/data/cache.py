@@ -34,7 +34,7 @@ class FileCache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
-        self._limit = limit
+        self.limit = limit
 
     def get(self, file: StoredFile, name: str, download: Download) -> Path:
         """Where the file is, after fetching it if need be: one process does, the others wait for it.
@@ -60,6 +60,22 @@ class FileCache:
                 f"cannot write {error.filename}: {error.strerror or error}; set storage.cache_dir to another folder"
             ) from error
         return path
+
+    def fetch_ahead(self, file: StoredFile, name: str, download: Download) -> None:
+        """Fetch the file if it is not there and nobody else does so; raises what `get` raises."""
+        path = self._path(file)
+        if self._is_there(path, file):
+            return
+        lock = self._lock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return
+        try:
+            if not self._is_there(path, file):
+                self._fetch(path, file, name, download)
+        finally:
+            lock.release()
 
     def drop(self, file: StoredFile) -> None:
         """Remove a file whose bytes have changed."""
@@ -118,14 +134,14 @@ class FileCache:
 
     def _make_room(self, file: StoredFile, name: str, partial: Path) -> None:
         """Remove what was not asked for the longest until the file fits."""
-        if file.bytes > self._limit:
+        if file.bytes > self.limit:
             raise AtomasError(
                 f"{name} has {file.bytes:,} bytes, more than the whole cache may have: raise storage.cache_gib "
                 f"above {file.bytes / 2**30:.2g}"
             )
         with FileLock(self.folder / "locks" / "room"):
             partial.touch()  # reserves its bytes: the name says how many
-            while sum(_expected_bytes(path) for path in self._entries()) > self._limit:
+            while sum(_expected_bytes(path) for path in self._entries()) > self.limit:
                 if not self._evict_oldest(partial):
                     break  # all the rest is being fetched by others this moment
 

@@ -5,6 +5,7 @@ integer, the same for every world size and number of workers.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from typing import Protocol, TypeVar
@@ -24,6 +25,16 @@ _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Upcoming:
+    """The shards of one corpus that are read next."""
+
+    group: int
+    """Number of the group in use since the beginning; `shards` are the same as long as it is"""
+    shards: list[int]
+    """Those of this group, then those of the one after it"""
+
+
 class Order(Protocol):
     """Which record stands at which position."""
 
@@ -38,6 +49,10 @@ class Order(Protocol):
 
     def indices(self, start: int, stop: int) -> NDArray[np.int64]:
         """Records at positions start, ..., stop - 1."""
+        ...
+
+    def upcoming(self, position: int) -> list[Upcoming]:
+        """Of each corpus, the shards that are read from a position on."""
         ...
 
     def stand_in(self, position: int, attempt: int) -> int:
@@ -102,6 +117,24 @@ class GlobalOrder:
             start += len(part)
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
+    def upcoming(self, position: int) -> list[Upcoming]:
+        """The shards that are read from a position on."""
+        epoch, offset = divmod(position, len(self))
+        blocks, ends = self._epoch(epoch)
+        window = int(np.searchsorted(ends, offset, side="right"))
+        shards = self._permuted_shards(epoch)
+        place = int(np.flatnonzero(shards == self._shard_of_block[blocks[window * self.window_blocks]])[0])
+        number, groups = place // self._group_shards, -(-len(shards) // self._group_shards)
+        own = shards[number * self._group_shards : (number + 1) * self._group_shards]
+        after = shards[(number + 1) * self._group_shards : (number + 2) * self._group_shards]
+        if number + 1 == groups:
+            after = self._permuted_shards(epoch + 1)[: self._group_shards]
+        ahead = [shard for shard in after.tolist() if shard not in own]
+        return [Upcoming(group=epoch * groups + number, shards=own.tolist() + ahead)]
+
+    def _permuted_shards(self, epoch: int) -> NDArray[np.int64]:
+        return _permutation(np.arange(self._shard_of_block[-1] + 1), self._seed, epoch, _SHARDS)
+
     def stand_in(self, position: int, attempt: int) -> int:
         """A record in place of one that cannot be read: of its window in the first attempts, of any beyond."""
         epoch, offset = divmod(position, len(self))
@@ -116,7 +149,7 @@ class GlobalOrder:
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The permuted blocks of an epoch, and the position in the epoch where each window ends."""
         if epoch not in self._epochs:
-            shards = _permutation(np.arange(self._shard_of_block[-1] + 1), self._seed, epoch, _SHARDS)
+            shards = self._permuted_shards(epoch)
             place = np.empty_like(shards)
             place[shards] = np.arange(len(shards))
             blocks = _permutation(np.arange(len(self._sizes)), self._seed, epoch, _BLOCKS)
@@ -192,6 +225,14 @@ class MixedOrder:
             parts.append(part)
             start += len(part)
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def upcoming(self, position: int) -> list[Upcoming]:
+        """Of each corpus, the shards that are read from about a position on."""
+        cycle, _ = self._find(position)
+        starts = (self._first(cycle, corpus) for corpus in range(len(self._orders)))
+        return [
+            one for order, start in zip(self._orders, starts, strict=True) for one in order.upcoming(start)
+        ]
 
     def stand_in(self, position: int, attempt: int) -> int:
         """A record of the same corpus in place of one that cannot be read."""

@@ -1,8 +1,12 @@
 """A corpus on another machine, through fsspec: its shards are fetched in pieces, checked and kept on this node."""
 
+import contextlib
 import functools
 import os
 import tempfile
+import threading
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +43,13 @@ class RemoteFolder:
             if config.cache_dir
             else Path(tempfile.gettempdir(), f"atomas-shards-{os.getuid()}")
         )
+        self._ahead: deque[StoredFile] = deque()
+        self._fetcher: threading.Thread | None = None
         self._cache = FileCache(cache, int(config.cache_gib * 2**30))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Threads do not go to another process."""
+        return {**self.__dict__, "_ahead": deque(), "_fetcher": None}
 
     def __str__(self) -> str:
         return self._address
@@ -61,6 +71,25 @@ class RemoteFolder:
 
     def check(self, file: StoredFile) -> None:
         """Nothing: a request for every shard would take long, and none is accepted before it was checked."""
+
+    def fetch_ahead(self, files: Sequence[StoredFile]) -> None:
+        """Fetch these beside everything else, one by one, where the cache has room for all of them together."""
+        if sum(file.bytes for file in files) > self._cache.limit:
+            return
+        self._ahead = deque(files)
+        # each process of the node begins elsewhere
+        self._ahead.rotate(-(os.getpid() % max(1, len(files))))
+        if self._fetcher is None or not self._fetcher.is_alive():
+            self._fetcher = threading.Thread(target=self._fetch_all, daemon=True)
+            self._fetcher.start()
+
+    def _fetch_all(self) -> None:
+        while self._ahead:
+            file = self._ahead.popleft()
+            # whoever reads the file will meet the same error, and say so
+            with contextlib.suppress(OSError, AtomasError, FileNotFoundError):
+                name = self.where(file.path)
+                self._cache.fetch_ahead(file, name, functools.partial(self._download, file))
 
     def read(self, file: StoredFile, offset: int, length: int) -> bytes:
         """`length` bytes of `file` from `offset` on, out of the node's cache."""

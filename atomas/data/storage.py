@@ -1,5 +1,6 @@
 """Where the files of a corpus lie, and how their bytes are obtained."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -55,6 +56,10 @@ class Storage(Protocol):
         """Notice on opening, where that is cheap, that a file is missing or has another size. AtomasError says so."""
         ...
 
+    def fetch_ahead(self, files: Sequence[StoredFile]) -> None:
+        """These files are read next, in about this order: have them come meanwhile. Returns at once, never fails."""
+        ...
+
     def read(self, file: StoredFile, offset: int, length: int) -> bytes:
         """`length` bytes of `file` from `offset` on, fewer where it ends before. OSError where it cannot be read."""
         ...
@@ -100,6 +105,9 @@ class LocalFolder:
                 f"shard {path} has {size} bytes where the index says {file.bytes}: "
                 "restore it or build the corpus again"
             )
+
+    def fetch_ahead(self, files: Sequence[StoredFile]) -> None:
+        """They are here."""
 
     def read(self, file: StoredFile, offset: int, length: int) -> bytes:
         """`length` bytes of `file` from `offset` on."""

@@ -90,6 +90,8 @@ class PairStream:
             for source in sources
         ]
         self._order = order
+        self._groups: dict[int, int] = {}
+        """Of each source, the group whose shards were last asked for"""
         self._batch_size = batch_size
         self._max_text_tokens = max_text_tokens
         self._policy = policy or ErrorPolicy()
@@ -162,6 +164,7 @@ class PairStream:
     def __getitem__(self, number: int) -> PairBatch:
         """The rank's pairs of global batch `number`. AtomasError names an unreadable shard and block."""
         first = number * self._batch_size
+        self._fetch_ahead(first)
         members = self._order.indices(first, first + self._batch_size)
         dealt = _deal(np.add(*self.lengths(members)), self._rank, self._world_size)
         own, skipped = self._readable(first + dealt, members[dealt])
@@ -170,6 +173,16 @@ class PairStream:
             part = self._readers[source].collate(own[places] - self._starts[source], self._max_text_tokens)
             parts.append(replace(part, sample_id=part.sample_id + int(self._starts[source])))
         return replace(PairBatch.join(parts), skipped=tuple(skipped))
+
+    def _fetch_ahead(self, position: int) -> None:
+        """Have the shards of the groups in use and of the next ones come to this node, where they lie elsewhere."""
+        splits = [source.split if source.tokens is None else source.tokens for source in self._sources]
+        if all(split.storage.folder is not None for split in splits):
+            return
+        for number, (split, upcoming) in enumerate(zip(splits, self._order.upcoming(position), strict=True)):
+            if self._groups.get(number) != upcoming.group:
+                self._groups[number] = upcoming.group
+                split.storage.fetch_ahead([split.shards[shard] for shard in upcoming.shards])
 
     def _readable(
         self, positions: NDArray[np.int64], members: NDArray[np.int64]

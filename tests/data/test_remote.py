@@ -15,6 +15,7 @@ import pytest
 from atomas.config import Config, DataConfig, RunConfig, StorageConfig
 from atomas.data import remote
 from atomas.data.corpora import Corpora
+from atomas.data.order import GlobalOrder
 from atomas.data.shards import Corpus, ShardedSplit, ShardWriter, write_index
 from atomas.data.storage import LocalFolder, open_storage
 from atomas.data.stream import PairStream, build_loader
@@ -381,6 +382,36 @@ def test_a_run_streams_from_a_server_that_fails_now_and_then(
     seen = [sample for batch in batches for sample in batch.sample_id.tolist()]
     assert sorted(seen[:280]) == sorted(seen[280:]) == list(range(280))
     assert not any(batch.skipped for batch in batches)
+
+
+@pytest.mark.parametrize("room", [4.2, 3.5])
+def test_the_shards_of_the_next_group_come_meanwhile(
+    corpus: Corpus, server: BadServer, config: StorageConfig, room: float
+) -> None:
+    largest = max(shard.bytes for shard in corpus.split("train").shards)
+    limited = StorageConfig(cache_dir=config.cache_dir, cache_gib=room * largest / 2**30)
+    split = Corpus.open(server.url, limited).split("train")
+    order = GlobalOrder(
+        split.blocks.num_records,
+        seed=0,
+        window_blocks=1,
+        shard_sizes=[len(shard.blocks) for shard in split.shards],
+        group_shards=2,
+    )
+    (upcoming,) = order.upcoming(0)
+    assert sorted(upcoming.shards) == [0, 1, 2, 3]
+    assert set(upcoming.shards[:2]) == set((order.indices(0, 200) // 100).tolist())
+    (later,) = order.upcoming(250)
+    assert (later.group, set(later.shards[:2])) == (upcoming.group + 1, set(upcoming.shards[2:]))
+    split.storage.fetch_ahead([split.shards[shard] for shard in upcoming.shards])
+    deadline = time.monotonic() + (20 if room > 4 else 1)
+    while len(server.requests) < NUM_SHARDS and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(server.requests) == (NUM_SHARDS if room > 4 else 0), (
+        "nothing where it would push out what is in use"
+    )
+    assert ids(split) == EXPECTED
+    assert len(server.requests) == NUM_SHARDS or room < 4
 
 
 @pytest.fixture(scope="module")
