@@ -3,11 +3,13 @@
     python -m atomas.benchmarks.checkpoint_stall --corpus corpus --json docs/results/checkpoint_stall.json
 
 The runs differ in `checkpoint.asynchronous` alone. The first checkpoint, for which the host memory of the copies is
-taken, and the last one, which is always waited for, are left out.
+taken, and the last one, which is always waited for, are left out. `load` is what the machine had to do at the end of a
+run, this run included: where it is over the number of cores, read seconds as ratios.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -17,10 +19,10 @@ from typing import Any
 
 import torch
 
-STEPS, EVERY = 16, 5
+STEPS, EVERY = 13, 3
 OPTIONS = (
-    "--model.d_model=320", "--model.d_kv=64", "--model.d_ff=1280", "--model.num_layers=6",
-    "--model.num_decoder_layers=4", "--model.num_heads=5", "--data.batch_size=4", "--momentum.queue_size=64",
+    "--model.d_model=320", "--model.d_kv=64", "--model.d_ff=1280", "--model.num_layers=4",
+    "--model.num_decoder_layers=3", "--model.num_heads=5", "--data.batch_size=4", "--momentum.queue_size=64",
     "--run.device=cpu", "--run.threads=1", "--evaluation.every=0", f"--training.max_steps={STEPS}",
     f"--checkpoint.every={EVERY}", "--training.log_every=100",
 )  # fmt: skip
@@ -41,7 +43,8 @@ def main() -> None:
             command += [f"--run.output_dir={folder}", "--run.name=run"]
             command += [f"--checkpoint.asynchronous={str(asynchronous).lower()}"]
             subprocess.run(command, check=True)
-            rows.append({"asynchronous": asynchronous, **_row(Path(folder) / "run")})
+            load = os.getloadavg()[0]
+            rows.append({"asynchronous": asynchronous, "load": load, **_row(Path(folder) / "run")})
         print(json.dumps(rows[-1]), flush=True)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     report = {"benchmark": "checkpoint-stall", "ranks": 1, "torch": torch.__version__, "rows": rows}

@@ -167,7 +167,9 @@ def checkpoint_stall_table(report: Mapping[str, Any]) -> str:
             f"{'' if beside is None else f'{beside:.2f} s'} |"
         )
     size = report["rows"][0]["checkpoint_bytes"] / 2**20
-    return "\n".join([*lines, "", f"A checkpoint of {size:.0f} MiB, one rank on one CPU thread."])
+    loads = " and ".join(f"{row['load']:.0f}" for row in report["rows"])
+    told = f"A checkpoint of {size:.0f} MiB, one rank on one CPU thread; load average of the machine {loads}."
+    return "\n".join([*lines, "", told])
 
 
 def momentum_forward_table(report: Mapping[str, Any]) -> str:

@@ -11,14 +11,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from atomas.cli import main
+from atomas.data.loader import OrderedItems
 from atomas.distributed.collectives import rank as own_rank
 from atomas.distributed.watchdog import Watchdog
-from atomas.training import loop, saver, session, snapshot
+from atomas.training import loop, saver, snapshot
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
 PLACES: dict[str, tuple[Any, str]] = {
@@ -74,17 +75,18 @@ def main_with_fault(fault: str, rank: str, moment: str, *arguments: str) -> None
 def _strike_while_loading(fault: str, rank: int, batch: int) -> None:
     """After a heartbeat from within the step: steps take milliseconds here, and heartbeats come once a second."""
     watchdog = watchdog_of_this_process()
-    load = session.Session.batches
+    take = OrderedItems.__next__
+    taken = 0
 
-    def batches(opened: session.Session) -> Iterator[Any]:
-        loaded: Iterable[Any] = load(opened)
-        for number, each in enumerate(loaded, 1):
-            if number == batch and opened.placement.rank == rank:
-                wait_until_heard(watchdog())
-                strike(fault)
-            yield each
+    def take_or_strike(items: OrderedItems[Any]) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == batch and own_rank() == rank:
+            wait_until_heard(watchdog())
+            strike(fault)
+        return take(items)
 
-    session.Session.batches = batches  # type: ignore[method-assign]
+    OrderedItems.__next__ = take_or_strike  # type: ignore[method-assign]
 
 
 def _strike_at_first_call(fault: str, rank: int, module: Any, name: str) -> None:

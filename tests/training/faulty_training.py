@@ -15,7 +15,6 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,19 +94,21 @@ def without_memory(batch: str) -> None:
     """From batch number `batch` on nothing large can be allocated."""
     import torch
 
-    from atomas.training.session import Session
+    from atomas.data.loader import OrderedItems
 
-    batches = Session.batches
+    take = OrderedItems.__next__
+    taken = 0
 
-    def limited(session: Session) -> Iterator[Any]:
-        for number, each in enumerate(batches(session), 1):
-            if number == int(batch):
-                used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-                resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))
-                torch.empty(2**28)
-            yield each
+    def take_or_fail(items: OrderedItems[Any]) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == int(batch):
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))
+            torch.empty(2**28)
+        return take(items)
 
-    Session.batches = limited  # type: ignore[method-assign,assignment]
+    OrderedItems.__next__ = take_or_fail  # type: ignore[method-assign]
 
 
 def main_with_fault(fault: str, rank: str, argument: str, *arguments: str) -> None:

@@ -104,6 +104,36 @@ def test_a_run_goes_back_and_on_without_the_data_that_made_its_loss_jump(bench: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_scale_of_an_fp16_loss_goes_on(bench: Bench, stage: int) -> None:
+    """Across stages too: the first steps overflow, which halves the scale and is no trouble."""
+    name, options = (
+        f"half_{stage}",
+        ("--training.precision=fp16", "--training.max_steps=12", "--checkpoint.every=6"),
+    )
+    half = ("half", "all", 0)
+
+    def train(stage: int) -> list[float]:
+        with bench.job(name, *options, f"--deepspeed.zero_stage={stage}", fault=half) as job:
+            job.wait()
+            assert job.codes() == [0, 0], job.errors()
+        return losses(job.run)
+
+    folder = bench.folder / "runs" / name / "checkpoints"
+    whole = train(stage)
+    assert all(map(math.isfinite, whole))
+    assert trainer_state(folder / "step_00000006")["loss_scale"]["cur_scale"] < 2**16
+    scale = trainer_state(folder / "step_00000012")["loss_scale"]
+    shutil.rmtree(folder / "step_00000012")
+    assert train(stage) == whole
+    assert trainer_state(folder / "step_00000012")["loss_scale"] == scale
+    shutil.rmtree(folder / "step_00000012")
+    elsewhere = train(2 - stage // 2)  # 2, 1, 1
+    assert elsewhere[6] == pytest.approx(whole[6], rel=1e-3)
+    assert trainer_state(folder / "step_00000012")["loss_scale"]["cur_scale"] == scale["cur_scale"]
+
+
+@pytest.mark.slow
 def test_rollbacks_under_zero_3_and_their_end(bench: Bench) -> None:
     shape = ("--training.max_steps=14", "--checkpoint.every=4", "--stability.spike_window=8",
              "--stability.spike_steps=2", "--stability.spike_score=30",
