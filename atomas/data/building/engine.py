@@ -5,7 +5,6 @@ the system kills one of its processes, it waits for ever. Here a dead process is
 """
 
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -110,7 +109,6 @@ def _run_slurm(folder: Path, tasks: int, task: Task, engine: Slurm, label: str) 
         job_name="atomas-data",
         qos="",
         logging_dir=str(folder),
-        env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         sbatch_args={"wait": "", **engine.options},
         requeue_signals=None,
     )
@@ -130,9 +128,15 @@ def _run_slurm(folder: Path, tasks: int, task: Task, engine: Slurm, label: str) 
 
 
 def _last_words(folder: Path, rank: int) -> str:
-    path = folder / "logs" / f"task_{rank:05d}.log"
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    """The last line of a task's log, or else of the newest log of a job."""
+    logs = sorted((folder / "slurm_logs").glob("*.out"), key=lambda path: path.stat().st_mtime)
+    for path in (folder / "logs" / f"task_{rank:05d}.log", *reversed(logs)):
+        if path.exists():
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            found = next((line.strip() for line in reversed(lines) if line.strip()), "")
+            if found:
+                return found
+    return ""
 
 
 def _step(task: Task, data: Any, rank: int, world_size: int) -> None:

@@ -1,5 +1,7 @@
 """The two executors of datatrove that a build uses."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,14 @@ class Arrays(SlurmPipelineExecutor):
         """Submit in silence."""
         logger.disable("datatrove")
         super().launch_job()
+
+    def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
+        """The batch script, with this interpreter whatever the PATH of the jobs is."""
+        command = f"{shlex.quote(sys.executable)} -m datatrove.tools.launch_pickled_pipeline"
+        script: str = super().get_launch_file_contents(
+            sbatch_args, run_script.replace("launch_pickled_pipeline", command, 1)
+        )
+        return script
 
     def launch_merge_stats(self) -> None:
         """Nothing."""
