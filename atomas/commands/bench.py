@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from atomas.benchmarks import batch_size
+from atomas.benchmarks import batch_size, data_build
 from atomas.benchmarks.data import command as data_command
 from atomas.benchmarks.data import memory as data_memory
 from atomas.benchmarks.distributed import command as distributed_command
@@ -87,6 +87,15 @@ def register(subparsers: Any) -> None:
     )
     data_memory.add_arguments(held)
     held.set_defaults(run=data_memory.run)
+    build = kinds.add_parser(
+        "data-build",
+        help="rows per second of atomas data build beside RDKit alone",
+        description=data_build.DESCRIPTION,
+        epilog=f"Example:\n  atomas bench data-build {data_build.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data_build.add_arguments(build)
+    build.set_defaults(run=data_build.run)
     compare = kinds.add_parser(
         "compare",
         help="what became slower or faster between two reports",

@@ -7,6 +7,7 @@ Records keep the order of the input within their split.
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from atomas.data.building.assemble import (
     num_tasks,
     written_file,
 )
-from atomas.data.building.engine import Engine, Local, StageError, run_stage
+from atomas.data.building.engine import Engine, Local, StageError, Task, run_stage
 from atomas.data.building.examine import examine, scan
 from atomas.data.building.plan import Input, Plan, Recipe
 from atomas.data.building.resolve import resolve
@@ -46,12 +47,19 @@ class BuildOptions(Recipe):
     """Replace a folder that is not a corpus."""
 
 
-def build_corpus(files: Mapping[str, Sequence[str]], out: Path, options: BuildOptions) -> dict[str, Any]:
+def build_corpus(
+    files: Mapping[str, Sequence[str]],
+    out: Path,
+    options: BuildOptions,
+    *,
+    stage_seconds: dict[str, float] | None = None,
+) -> dict[str, Any]:
     """Build the corpus `out` from `files` (split -> pair files; `options.fractions` splits anew).
 
     Returns the index. Nothing appears at `out` unless the whole build succeeds. A build that was killed, or
-    that ran out of disk, goes on where it was when it is started again with the same arguments. Raises
-    AtomasError for every mistake in the input and for a disk that cannot be written.
+    that ran out of disk, goes on where it was when it is started again with the same arguments. How long its
+    stages took is added to `stage_seconds`. Raises AtomasError for every mistake in the input and for a disk
+    that cannot be written.
     """
     _check_options(options)
     inputs = _open_inputs(files, options)
@@ -65,7 +73,7 @@ def build_corpus(files: Mapping[str, Sequence[str]], out: Path, options: BuildOp
     plan = Plan(out.with_name(f".{out.name}.build"), inputs, recipe)
     try:
         with plan.lock():
-            index = _build(plan, options)
+            index = _build(plan, options, stage_seconds if stage_seconds is not None else {})
             _publish(plan.folder / CORPUS, out)
             shutil.rmtree(plan.folder)
     except OSError as error:
@@ -81,26 +89,22 @@ def build_corpus(files: Mapping[str, Sequence[str]], out: Path, options: BuildOp
     return index
 
 
-def _build(plan: Plan, options: BuildOptions) -> dict[str, Any]:
+def _build(plan: Plan, options: BuildOptions, seconds: dict[str, float]) -> dict[str, Any]:
     plan.save()
     folder, stages = plan.folder, plan.folder / "stages"
 
-    def run(name: str, tasks: int, work: Any, label: str, unit: str = "parts") -> None:
-        run_stage(options.engine, stages / name, tasks, partial(work, folder), label=label, unit=unit)
+    def run(name: str, tasks: int, task: Task, label: str, unit: str = "parts") -> None:
+        started = time.monotonic()
+        run_stage(options.engine, stages / name, tasks, task, label=label, unit=unit)
+        seconds[name] = time.monotonic() - started
 
     try:
-        run("scan", len(plan.inputs), scan, "scanning", "files")
-        run("examine", len(plan.save_parts()), examine, "examining")
-        run_stage(
-            options.engine,
-            stages / "resolve",
-            1,
-            partial(resolve, folder, options.memory_mb),
-            label="finding duplicates",
-            unit="corpora",
-        )
+        run("scan", len(plan.inputs), partial(scan, folder), "scanning", "files")
+        run("examine", len(plan.save_parts()), partial(examine, folder), "examining")
+        run("resolve", 1, partial(resolve, folder, options.memory_mb), "finding duplicates", "corpora")
         result = load_result(folder)
-        run("write", num_tasks(plan, result), assemble, "writing shards", "shards and reports")
+        tasks = num_tasks(plan, result)
+        run("write", tasks, partial(assemble, folder), "writing shards", "shards and reports")
     except StageError:
         raise
     except AtomasError:

@@ -1,5 +1,7 @@
 """What can be wrong with a pair of real data, under the names that the index counts it by."""
 
+import re
+
 LONG_SMILES = 512
 """Characters; about as many T5 tokens, and the length at which published models cut."""
 
@@ -11,6 +13,9 @@ SHORT_SMILES = 3
 
 NOT_IN_T5 = frozenset("\\{}~<^`")
 """Characters that T5's vocabulary lacks: `\\` carries half of the double-bond stereo."""
+
+OUTSIDE_T5 = re.compile(f"[{re.escape(''.join(sorted(NOT_IN_T5)))}]")
+"""Finds the first of them."""
 
 HAZARDS = {
     # rows that are left out

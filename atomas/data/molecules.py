@@ -2,13 +2,12 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from atomas.data.hazards import LONG_SMILES, NOT_IN_T5, SHORT_SMILES
+from atomas.data.hazards import LONG_SMILES, OUTSIDE_T5, SHORT_SMILES
 
 IdentityKind = Literal["inchikey", "smiles"]
 """What two spellings of a molecule share: its standard InChIKey, or (four times as fast) its canonical SMILES."""
@@ -18,8 +17,7 @@ class InvalidMoleculeError(ValueError):
     """RDKit refuses the molecule; the message is its reason."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Molecule:
+class Molecule(NamedTuple):
     """One valid molecule.
 
     `smiles` is as written, unescaped. `inchikey` identifies the molecule; where there is no standard
@@ -48,26 +46,45 @@ def parse_molecule(raw: str, *, identity: IdentityKind = "inchikey", with_scaffo
         scaffold = ""
         if with_scaffold:
             scaffold = str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=False))
-    num_heavy_atoms = mol.GetNumHeavyAtoms()
-    found = {
-        "doubled_backslash": smiles != stripped,
-        "not_canonical": smiles != canonical_smiles,
-        "multi_component": "." in smiles,
-        "wildcard_atom": "*" in canonical_smiles,
-        "no_heavy_atom": num_heavy_atoms == 0,
-        "single_atom": num_heavy_atoms == 1,
-        "no_inchikey": identity == "inchikey" and not inchikey,
-        "short_smiles": len(smiles) < SHORT_SMILES,
-        "long_smiles": len(smiles) > LONG_SMILES,
-        "smiles_outside_t5": not NOT_IN_T5.isdisjoint(smiles),
-    }
     return Molecule(
         smiles=smiles,
         canonical_smiles=canonical_smiles,
         inchikey=inchikey or f"SMILES:{hashlib.sha256(canonical_smiles.encode()).hexdigest()[:27]}",
         scaffold=scaffold,
-        hazards=tuple(name for name, is_found in found.items() if is_found),
+        hazards=_hazards(
+            stripped,
+            smiles,
+            canonical_smiles,
+            mol.GetNumHeavyAtoms(),
+            identity == "inchikey" and not inchikey,
+        ),
     )
+
+
+def _hazards(
+    raw: str, smiles: str, canonical_smiles: str, num_heavy_atoms: int, lacks_inchikey: bool
+) -> tuple[str, ...]:
+    """What is odd about a molecule; a chain of tests, because a build asks of every row."""
+    found = []
+    if smiles != raw:
+        found.append("doubled_backslash")
+    if smiles != canonical_smiles:
+        found.append("not_canonical")
+    if "." in smiles:
+        found.append("multi_component")
+    if "*" in canonical_smiles:
+        found.append("wildcard_atom")
+    if num_heavy_atoms <= 1:
+        found.append("single_atom" if num_heavy_atoms else "no_heavy_atom")
+    if lacks_inchikey:
+        found.append("no_inchikey")
+    if len(smiles) < SHORT_SMILES:
+        found.append("short_smiles")
+    elif len(smiles) > LONG_SMILES:
+        found.append("long_smiles")
+    if OUTSIDE_T5.search(smiles):
+        found.append("smiles_outside_t5")
+    return tuple(found)
 
 
 def unescape_smiles(smiles: str) -> str:

@@ -84,9 +84,10 @@ def reference_keys(row: Row, kind: IdentityKind) -> Keys | None:
 
 def record_keys(inchikey: str, text: str, scaffold: str | None = None) -> Keys:
     """Identities of a record; of a text that is empty, and of a scaffold that is None: 0."""
+    molecule, connectivity = identity(inchikey), skeleton(inchikey)
     return Keys(
-        identity(inchikey),
-        identity(skeleton(inchikey)),
+        molecule,
+        molecule if connectivity == inchikey else identity(connectivity),
         identity(text) if text else 0,
         0 if scaffold is None else identity(scaffold),
     )

@@ -432,6 +432,8 @@ def _as_string(value: object) -> str | None:
 
 
 def _is_utf8(value: str) -> bool:
+    if value.isascii():
+        return True
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -440,5 +442,7 @@ def _is_utf8(value: str) -> bool:
 
 
 def _excerpt(raw: str) -> str:
-    text = raw.rstrip("\r\n")[:EXCERPT_LENGTH]
+    text = raw[:EXCERPT_LENGTH].rstrip("\r\n")
+    if text.isascii():
+        return text
     return text.encode(errors="backslashreplace").decode()

@@ -2,13 +2,12 @@
 
 import ast
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from atomas.data.hazards import LONG_TEXT, NOT_IN_T5
+from atomas.data.hazards import LONG_TEXT, OUTSIDE_T5
 
 
-@dataclass(frozen=True, kw_only=True)
-class CleanText:
+class CleanText(NamedTuple):
     """A text ready for use and the hazards found in it."""
 
     text: str
@@ -37,7 +36,7 @@ def clean_text(raw: str) -> CleanText:
         hazards.append("markup")
     if len(text) > LONG_TEXT:
         hazards.append("long_text")
-    if not NOT_IN_T5.isdisjoint(text):
+    if OUTSIDE_T5.search(text):
         hazards.append("text_outside_t5")
     return CleanText(text=text, hazards=tuple(hazards))
 

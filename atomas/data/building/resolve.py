@@ -91,6 +91,8 @@ class open_database:  # noqa: N801
             },
         )
 
+        self._database.execute("SET enable_progress_bar = false")  # it would write to stdout
+
     def __enter__(self) -> Any:
         return self._database
 
