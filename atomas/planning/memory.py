@@ -182,22 +182,17 @@ def _checkpoint_copies(work: Workload, stage: int, device: Device) -> Component:
 
 def _activations(work: Workload, device: Device) -> list[Component]:
     b, tokens = work.micro_pairs, work.tokens
-    sizes, lengths = work.t5.backbone, work.lengths
+    sizes = work.t5.backbone
     both = b * (tokens["text"] + tokens["smiles"])
-    squares = b * float((lengths.text**2).mean() + (lengths.smiles**2).mean())
-    layer = _layer(work, device, both, scores=squares)
-    encoder_again = _one_pass(work, both, layer + _layer_gradients(work, device, both, squares))
+    layer = _layer(work, device, both)
+    encoder_again = _one_pass(work, both, layer + _layer_gradients(work, both))
     encoder = _stack_bytes(work, both, sizes.layers, layer, device)
     decoder = decoder_again = head = 0.0
     for source, target in work.written:
         written = b * tokens[target]
-        own = b * float((lengths.of(target) ** 2).mean())
-        crossed = b * float((lengths.of(source) * lengths.of(target)).mean())
-        layer = _layer(work, device, written, scores=own) + _attention(
-            work, device, written, b * tokens[source], crossed, biased=False
-        )
+        layer = _layer(work, device, written) + _attention(work, device, written, b * tokens[source])
         decoder += _stack_bytes(work, written, sizes.decoder_layers, layer, device)
-        gradients = _layer_gradients(work, device, written, max(own, crossed))
+        gradients = _layer_gradients(work, written)
         decoder_again = max(decoder_again, _one_pass(work, written, layer + gradients))
         head += work.element_bytes * (written * sizes.width + sizes.vocabulary * sizes.width)
     others = [
@@ -227,52 +222,43 @@ def _one_pass(work: Workload, tokens: float, layer: float) -> float:
     return layer * min(1.0, work.config.data.token_budget / tokens)
 
 
-def _layer_gradients(work: Workload, device: Device, tokens: float, scores: float) -> float:
-    """What the backward pass of one layer makes on the way: gradients inside attention, or of the widest states."""
-    attention = 2 * 4 * work.t5.heads * scores if device == "cpu" else 0
-    return max(attention, 2 * work.element_bytes * tokens * work.t5.backbone.feed_forward)
+def _layer_gradients(work: Workload, tokens: float) -> float:
+    """What the backward pass of one layer makes on the way: gradients of the widest states."""
+    return 2 * work.element_bytes * tokens * work.t5.backbone.feed_forward
 
 
 def _stack_bytes(work: Workload, tokens: float, layers: int, layer: float, device: Device) -> float:
     """Layers, the embedding's and the final dropout and norm, and the states that come out."""
     e, width = work.element_bytes, work.width
-    masks = 2 * _mask_bytes(work) * tokens * width
+    masks = 2 * _mask_bytes(work, device) * tokens * width
     inputs = tokens * width * e
     kept = inputs if work.config.model.activation_checkpointing else layer
     return layers * kept + masks + _norm(work, device, tokens) - e * tokens * width + inputs
 
 
-def _layer(work: Workload, device: Device, tokens: float, *, scores: float) -> float:
+def _layer(work: Workload, device: Device, tokens: float) -> float:
     """Self-attention and feed-forward layer."""
-    sizes, e, mask = work.t5.backbone, work.element_bytes, _mask_bytes(work)
+    sizes, e, mask = work.t5.backbone, work.element_bytes, _mask_bytes(work, device)
+    dropped = work.config.model.dropout_rate > 0
     # ReLU's output, and that after dropout; the gated form's GELU of transformers is made of products, each of which
     # keeps its factors: its input, four steps on the way, the gate, and what the output layer reads
-    states = 7 * e + mask if sizes.gated else e + (mask + e if mask else 0)
+    states = 7 * e + mask if sizes.gated else e + (mask + e if dropped else 0)
     feed_forward = tokens * (sizes.feed_forward * states + mask * sizes.width)
-    return (
-        _attention(work, device, tokens, tokens, scores, biased=True)
-        + _norm(work, device, tokens)
-        + feed_forward
-    )
+    return _attention(work, device, tokens, tokens) + _norm(work, device, tokens) + feed_forward
 
 
-def _attention(
-    work: Workload, device: Device, queries: float, keys: float, scores: float, *, biased: bool
-) -> float:
-    """Norm, projections, and what the attention itself keeps.
+def _attention(work: Workload, device: Device, queries: float, keys: float) -> float:
+    """Norm, projections, and what the attention itself keeps: its output and one number for every query and head.
 
-    Fused, that is its output and one number for every query and head. On the CPU torch does not fuse it where a bias
-    has a gradient or weights are dropped: then it is computed in float32, and keeps scaled queries and keys, values,
-    and n^2 H weights for every sequence, with dropout before, after and the mask.
+    On the CPU (with the compiled kernels) it is computed in float32, and its output is what the next product reads
+    where that is float32 too.
     """
-    sizes, e, mask = work.t5.backbone, work.element_bytes, _mask_bytes(work)
-    fused = device == "cuda" or not (biased or mask)
-    projections = sizes.inner * ((e if fused else 4) * (queries + 2 * keys) + e * queries)
-    if fused:
-        inside = (e * sizes.inner + 4 * work.t5.heads) * queries
-    else:
-        inside = (12 if mask else 4) * work.t5.heads * scores
-    return _norm(work, device, queries) + projections + inside + mask * sizes.width * queries
+    sizes, e, mask = work.t5.backbone, work.element_bytes, _mask_bytes(work, device)
+    computed = 4 if device == "cpu" else e
+    shared = device == "cpu" and e == 4
+    states = sizes.inner * (computed * (queries + 2 * keys) + e * queries)
+    inside = (0 if shared else computed * sizes.inner * queries) + 4 * work.t5.heads * queries
+    return _norm(work, device, queries) + states + inside + mask * sizes.width * queries
 
 
 def _norm(work: Workload, device: Device, tokens: float) -> float:
@@ -281,9 +267,9 @@ def _norm(work: Workload, device: Device, tokens: float) -> float:
     return tokens * (work.width * (4 + normalised + work.element_bytes) + 4)
 
 
-def _mask_bytes(work: Workload) -> int:
-    """Of one element under dropout: a bool."""
-    return int(work.config.model.dropout_rate > 0)
+def _mask_bytes(work: Workload, device: Device) -> int:
+    """Of one element under dropout: a bool, but nothing where the backward pass draws it again."""
+    return int(device == "cuda" and work.config.model.dropout_rate > 0)
 
 
 def _logits(work: Workload, sizes: BackboneSizes, device: Device) -> float:
@@ -325,7 +311,7 @@ def _alignment(work: Workload, device: Device) -> list[Component]:
     place = work.config.training.feature_cache
     count = sum(level.aligned for level in levels["text"])
     return [
-        Component("heads", sum(_hierarchy(work, levels[m], b) for m in ("text", "smiles")), "graph"),
+        Component("heads", sum(_hierarchy(work, device, levels[m], b) for m in ("text", "smiles")), "graph"),
         Component("own token blocks", own * (place != "disk"), "graph", on_host=cached and place == "host"),
         Component("token blocks of other ranks", others, "graph"),
         Component("arriving token blocks", arriving, "forward"),
@@ -340,12 +326,12 @@ def _matches(work: Workload, device: Device, text: Level, smiles: Level) -> floa
     return needed if needed <= limit else 0.0
 
 
-def _hierarchy(work: Workload, levels: list[Level], pairs: int) -> float:
+def _hierarchy(work: Workload, device: Device, levels: list[Level], pairs: int) -> float:
     """What the polymerisations and importance MLPs of one modality keep.
 
     Of every token below: inputs of convolution and key projection (e), of norm and of what follows it, keys and values
-    (float32); of every cluster: merged tokens and queries (float32), inputs of query and output projection (e); one
-    weight for every pair of cluster and token and head.
+    (float32); of every cluster: merged tokens and queries (float32), inputs of query and output projection (e). The
+    attention keeps one weight for every pair of cluster and token and head, on the CPU its output in their place.
     """
     e, width, heads = work.weight_bytes, work.width, work.config.model.polymerization_heads
     rounded = e != 4
@@ -353,9 +339,15 @@ def _hierarchy(work: Workload, levels: list[Level], pairs: int) -> float:
     for level, above in zip(levels, [*levels[1:], None], strict=True):
         if above is not None:
             per_token = 4 * 4 + (3 if rounded else 2) * e
+            if level is levels[0] and not rounded:
+                per_token -= e  # the convolution reads the encoder's states, which are counted there
             per_cluster = 2 * 4 + 2 * e
             total += width * (level.tokens * per_token + above.tokens * per_cluster)
-            total += 4 * heads * level.products + 3 * width**2 * e / pairs
+            if device == "cuda":
+                total += 4 * heads * level.products
+            else:
+                total += 4 * (heads + width * rounded) * above.tokens
+            total += 3 * width**2 * e / pairs
         if level.aligned:
             shared = above is not None and not rounded
             hidden = 2 * (4 + (e if rounded else 0))
