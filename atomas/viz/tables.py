@@ -29,7 +29,6 @@ PAGES = (
     "docs/training.md",
     "docs/step.md",
     "docs/reliability.md",
-    "docs/data.md",
     "docs/results/README.md",
 )
 RESULTS = Path("docs/results")
