@@ -143,7 +143,7 @@ def _register_tokenize(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--compression", choices=("none", "zstd"), default="none",
-        help="of the blocks: zstd takes a third less room and more time to read (default none)",
+        help="of the blocks: zstd takes about a third of the room, and more time to read (default none)",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: every core, up to 16)")
     parser.set_defaults(run=_tokenize)
