@@ -1,9 +1,12 @@
 """Ordered items of a dataset from worker processes that leave signals and errors to the parent."""
 
+import atexit
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -13,6 +16,7 @@ from atomas.errors import AtomasError
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
+_workers: "WeakSet[BaseProcess]" = WeakSet()
 _OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -47,9 +51,13 @@ class OrderedLoader(DataLoader[T]):
         # A worker begins with this mask: a signal that comes before it ignores them waits, instead of ending it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)
         try:
-            return OrderedItems(super().__iter__())
+            made = super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _workers.update(getattr(made, "_workers", ()))
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)  # the last one registered is the first to run, before torch's
+        return OrderedItems(made)
 
 
 class OrderedItems(Iterator[T]):
@@ -91,6 +99,16 @@ class _Guarded(Dataset[_Made], Generic[T]):
         except AtomasError as error:
             item = _Failure(error)
         return _Made(item, time.process_time() - started)
+
+
+def _end_workers() -> None:
+    # A process that ends with an error may still hold its workers. multiprocessing would ask them to end with
+    # SIGTERM, which they ignore, and wait for them for ever.
+    workers = [worker for worker in _workers if worker.is_alive()]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their end as an error
+    for worker in workers:
+        worker.kill()
 
 
 def _identity(item: T) -> T:

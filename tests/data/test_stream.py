@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -311,6 +313,22 @@ def test_workers_leave_signals_to_the_parent(corpus: Corpus, tokenizer: AtomasTo
         for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(worker.pid, name)
     assert len([first, *batches]) == 40
+
+
+def test_a_process_that_fails_is_not_held_by_its_workers() -> None:
+    code = """
+from atomas.data.loader import OrderedLoader
+class Numbers:
+    def __getitem__(self, number): return number
+items = iter(OrderedLoader(Numbers(), range(1000), num_workers=2))
+next(items)
+raise ValueError("a step that went wrong")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ValueError: a step that went wrong"
 
 
 def test_lengths_are_those_of_the_tokens(corpus: Corpus, tokenizer: AtomasTokenizer) -> None:
