@@ -34,8 +34,7 @@ def test_one_shard_for_four_ranks_of_three_workers(corpus: Corpus) -> None:
         list(
             build_loader(
                 make_stream(corpus, tokenizer, rank=rank, world_size=WORLD),
-                start_batch=0,
-                stop_batch=BATCHES,
+                range(BATCHES),
                 num_workers=WORKERS,
             )
         )
