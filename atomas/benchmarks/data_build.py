@@ -62,10 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--workers",
         type=int,
-        nargs="+",
+        nargs="*",
         default=[1],
         metavar="W",
-        help="processes of the whole builds (default: 1)",
+        help="processes of the whole builds, none for none (default: 1)",
     )
     add(
         "--rounds",
@@ -196,6 +196,7 @@ def measure_build(source: Path, identity: Identity, workers: int, folder: Path) 
     from atomas.data.build import BuildOptions, build_corpus
     from atomas.data.building.engine import Local
     from atomas.data.sources import Columns, PairFile
+    from atomas.errors import AtomasError
 
     smiles = [row.smiles for row in PairFile.parse(str(source)).rows(Columns())]
     with multiprocessing.get_context("fork").Pool(workers) as pool:
@@ -207,8 +208,10 @@ def measure_build(source: Path, identity: Identity, workers: int, folder: Path) 
     stages: dict[str, float] = {}
     options = BuildOptions(engine=Local(workers=workers), identity=identity)
     started = time.perf_counter()
-    build_corpus({"train": [str(source)]}, folder / "corpus", options, stage_seconds=stages)
+    index = build_corpus({"train": [str(source)]}, folder / "corpus", options, stage_seconds=stages)
     seconds = time.perf_counter() - started
+    if index["counts"]["rows"] != len(smiles):
+        raise AtomasError(f"{source.name}: {len(smiles)} rows, {index['counts']['rows']} built")
     return Built(
         source=source.stem,
         identity=identity,

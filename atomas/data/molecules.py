@@ -37,26 +37,43 @@ def parse_molecule(raw: str, *, identity: IdentityKind = "inchikey", with_scaffo
 
     Raises InvalidMoleculeError with RDKit's reason.
     """
-    stripped = raw.strip()
-    smiles = unescape_smiles(stripped)
+    smiles = unescape_smiles(raw.strip())
+    return describe(raw, smiles, identify(smiles, identity=identity, with_scaffold=with_scaffold), identity)
+
+
+class Identified(NamedTuple):
+    """What RDKit says of a molecule; `inchikey` is "" where there is none or none is asked for, so is `scaffold`."""
+
+    canonical_smiles: str
+    inchikey: str
+    scaffold: str
+    num_heavy_atoms: int
+
+
+def identify(smiles: str, *, identity: IdentityKind, with_scaffold: bool) -> Identified:
+    """The part of `parse_molecule` that is RDKit's; InvalidMoleculeError with its reason."""
     mol = to_mol(smiles)
     with rdBase.BlockLogs():
-        canonical_smiles = Chem.MolToSmiles(mol)
-        inchikey = Chem.MolToInchiKey(mol) if identity == "inchikey" else ""
-        scaffold = ""
-        if with_scaffold:
-            scaffold = str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=False))
+        return Identified(
+            Chem.MolToSmiles(mol),
+            Chem.MolToInchiKey(mol) if identity == "inchikey" else "",
+            str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=False))
+            if with_scaffold
+            else "",
+            mol.GetNumHeavyAtoms(),
+        )
+
+
+def describe(raw: str, smiles: str, found: Identified, identity: IdentityKind) -> Molecule:
+    """The molecule written as `raw`, unescaped `smiles`."""
+    canonical_smiles, inchikey, scaffold, num_heavy_atoms = found
     return Molecule(
         smiles=smiles,
         canonical_smiles=canonical_smiles,
         inchikey=inchikey or f"SMILES:{hashlib.sha256(canonical_smiles.encode()).hexdigest()[:27]}",
         scaffold=scaffold,
         hazards=_hazards(
-            stripped,
-            smiles,
-            canonical_smiles,
-            mol.GetNumHeavyAtoms(),
-            identity == "inchikey" and not inchikey,
+            raw.strip(), smiles, canonical_smiles, num_heavy_atoms, identity == "inchikey" and not inchikey
         ),
     )
 

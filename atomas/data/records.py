@@ -1,10 +1,20 @@
 """One row of a pair file -> one record of the corpus, or the reason why not."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from atomas.data.molecules import IdentityKind, InvalidMoleculeError, parse_molecule, skeleton
+from atomas.data.molecules import (
+    Identified,
+    IdentityKind,
+    InvalidMoleculeError,
+    describe,
+    identify,
+    parse_molecule,
+    skeleton,
+    unescape_smiles,
+)
 from atomas.data.shards import encode_record
 from atomas.data.sources import Row
 from atomas.data.texts import clean_text
@@ -45,19 +55,37 @@ class Examiner:
     identity: IdentityKind
     with_scaffold: bool
 
-    def examine(self, row: Row) -> Accepted | Rejected:
-        """The record of one row, or why it makes none."""
+    def examine(self, rows: Sequence[Row]) -> list[Accepted | Rejected]:
+        """The records of rows, in order, or why they make none.
+
+        RDKit sees all molecules first: in turns with the rest of the work, each would find its code and data
+        gone from the processor's caches.
+        """
+        smiles = [unescape_smiles(row.smiles.strip()) for row in rows]
+        identified = [self._identify(one, row) for one, row in zip(smiles, rows, strict=True)]
+        return [self._record(*one) for one in zip(rows, smiles, identified, strict=True)]
+
+    def _identify(self, smiles: str, row: Row) -> Identified | InvalidMoleculeError | None:
+        if row.problem or not smiles:
+            return None
+        try:
+            return identify(smiles, identity=self.identity, with_scaffold=self.with_scaffold)
+        except InvalidMoleculeError as error:
+            return error
+
+    def _record(
+        self, row: Row, smiles: str, found: Identified | InvalidMoleculeError | None
+    ) -> Accepted | Rejected:
         if row.problem:
             return Rejected(row.line, "malformed_row", row.problem, row.excerpt)
-        if not row.smiles.strip():
+        if not smiles:
             return Rejected(row.line, "missing_value", "no SMILES", row.excerpt)
         text = clean_text(row.text)
         if not text.text:
             return Rejected(row.line, "missing_value", "no text", row.excerpt)
-        try:
-            molecule = parse_molecule(row.smiles, identity=self.identity, with_scaffold=self.with_scaffold)
-        except InvalidMoleculeError as error:
-            return Rejected(row.line, "invalid_molecule", str(error), row.excerpt)
+        if not isinstance(found, Identified):
+            return Rejected(row.line, "invalid_molecule", str(found), row.excerpt)
+        molecule = describe(row.smiles, smiles, found, self.identity)
         record = {
             "id": row.id.strip() or str(row.line),
             "smiles": molecule.smiles,

@@ -143,6 +143,9 @@ def data_build_table(report: Mapping[str, Any]) -> str:
         for row in rows
         if row["kind"] == "examine"
     ]
+    builds = [row for row in rows if row["kind"] == "build"]
+    if not builds:
+        return "\n".join(lines)
     stages = ("scan", "examine", "resolve", "write")
     lines += [
         "",
@@ -156,8 +159,7 @@ def data_build_table(report: Mapping[str, Any]) -> str:
         f"{row['rows_per_s_per_core']:,.0f} | {row['rdkit_rows_per_s_per_core']:,.0f} | {row['share_of_rdkit']:.0%} | "
         + " | ".join(f"{row['stages'][name]:.1f}" for name in stages)
         + " |"
-        for row in rows
-        if row["kind"] == "build"
+        for row in builds
     ]
     return "\n".join(lines)
 

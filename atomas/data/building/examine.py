@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from atomas.data.building.plan import Input, Plan, PlannedPart, complete_folder
 from atomas.data.hazards import HAZARDS
+from atomas.data.parallel import chunked
 from atomas.data.records import Accepted, Examiner, Keys, Rejected, record_keys, reference_keys
 from atomas.data.shards import Corpus, file_sha256
 from atomas.data.sources import Columns, Part
@@ -23,6 +25,7 @@ RECORDS, REJECTED, KEYS, SUMMARY = "records.jsonl", "rejected.jsonl", "keys.parq
 HAZARD_BITS = {name: 1 << bit for bit, name in enumerate(HAZARDS)}
 COLUMNS = ("line", "bytes", "molecule", "skeleton", "text", "scaffold", "hazards")
 BLOCKS_PER_PART = 64
+CHUNK_ROWS = 256
 
 
 def scan(folder: Path, number: int) -> None:
@@ -66,9 +69,9 @@ def _examine_pairs(plan: Plan, one: Input, planned: PlannedPart, out: Path) -> N
     first_rejection = ""
     rows = 0
     with (out / RECORDS).open("wb") as records, (out / REJECTED).open("w", encoding="utf-8") as refused:
-        for row in one.file.read(planned.names, planned.part, plan.recipe.columns):
+        chunks = chunked(one.file.read(planned.names, planned.part, plan.recipe.columns), CHUNK_ROWS)
+        for outcome in chain.from_iterable(map(examiner.examine, chunks)):
             rows += 1
-            outcome = examiner.examine(row)
             if isinstance(outcome, Accepted):
                 records.write(outcome.encoded)
                 bits = _hazard_bits(outcome.hazards)
