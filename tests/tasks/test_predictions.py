@@ -156,7 +156,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
         started = time.monotonic()
         said = process.stderr.read()
         assert process.wait() == 130
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
     assert "Traceback" not in said
     assert said.endswith("atomas: interrupted\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.tsv"]

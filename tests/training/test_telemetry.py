@@ -254,7 +254,7 @@ def test_peaks_of_known_devices(monkeypatch: pytest.MonkeyPatch, name: str, peak
 def test_a_peak_is_measured_in_the_dtype_of_the_run() -> None:
     started = time.perf_counter()
     single, half = (peaks.peak_flops(CPU, precision) for precision in ("fp32", "bf16"))
-    assert time.perf_counter() - started < 60
+    assert time.perf_counter() - started < 200
     assert all(math.isfinite(peak.per_second) and peak.per_second > 1e7 for peak in (single, half))
     assert single.source.endswith("float32")
     assert half.source.endswith("bfloat16")
