@@ -104,7 +104,7 @@ def test_a_run_goes_back_and_on_without_the_data_that_made_its_loss_jump(bench: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [2, 3])
 def test_the_scale_of_an_fp16_loss_goes_on(bench: Bench, stage: int) -> None:
     """Across stages too: the first steps overflow, which halves the scale and is no trouble."""
     name, options = (
@@ -128,7 +128,7 @@ def test_the_scale_of_an_fp16_loss_goes_on(bench: Bench, stage: int) -> None:
     assert train(stage) == whole
     assert trainer_state(folder / "step_00000012")["loss_scale"] == scale
     shutil.rmtree(folder / "step_00000012")
-    elsewhere = train(2 - stage // 2)  # 2, 1, 1
+    elsewhere = train(1)
     assert elsewhere[6] == pytest.approx(whole[6], rel=1e-3)
     assert trainer_state(folder / "step_00000012")["loss_scale"]["cur_scale"] == scale["cur_scale"]
 
