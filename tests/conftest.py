@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,16 @@ def shared_data() -> Path:
 def golden() -> Path:
     """The folder of golden numbers, or skip."""
     return _shared("golden")
+
+
+@pytest.fixture(autouse=True)
+def _log_of_a_run_ends_with_its_test() -> Iterator[None]:
+    """A run sets the level of this logger and writes to files and a standard error that are gone after the test."""
+    logger = logging.getLogger("atomas")
+    level, propagate, handlers = logger.level, logger.propagate, logger.handlers[:]
+    yield
+    for handler in logger.handlers:
+        if handler not in handlers:
+            handler.close()
+    logger.setLevel(level)
+    logger.propagate, logger.handlers[:] = propagate, handlers

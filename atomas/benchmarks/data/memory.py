@@ -83,9 +83,10 @@ def stream_epoch(folder: Path, pairs: int, batch_size: int, samples: int) -> lis
 
     stream = _stream(folder, pairs, batch_size)
     loader = OrderedLoader(stream, range(pairs // batch_size), num_workers=1)
+    already = {process.pid for process in psutil.Process().children()}
     batches = iter(loader)
     seen = len(next(batches))
-    (worker,) = psutil.Process().children()
+    (worker,) = (process for process in psutil.Process().children() if process.pid not in already)
     rows, every = [], max(1, len(range(pairs // batch_size)) // samples)
     started = time.perf_counter()
     while part := sum(map(len, islice(batches, every))):
