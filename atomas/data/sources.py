@@ -286,6 +286,8 @@ def _csv_records(file: IO[bytes], part: Part | None = None) -> Iterator[Record]:
     for fields in reader:
         if fields:
             yield first_line, fields, consumed
+        if part and consumed >= part.stop:  # what follows up to the next LF belongs to the next part
+            return
         first_line = before + reader.line_num + 1
 
 

@@ -139,6 +139,18 @@ def test_csv_line_numbers_count_lines_inside_quotes(tmp_path: Path) -> None:
     assert [(row.line, row.text) for row in read(path)] == [(2, "one\r\ntwo"), (4, 'a "b", c')]
 
 
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_the_parts_of_a_csv_hold_every_row_once_whatever_ends_a_line(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "pairs.csv"
+    rows = [f'C,"text {number}{end}goes on"' for number in range(200)]
+    path.write_bytes(end.join(["smiles,text", *rows, ""]).encode())
+    pair_file, whole = PairFile.parse(str(path)), read(path)
+    layout = pair_file.layout(Columns(), part_bytes=300)
+    assert len(layout.parts) > 5
+    assert [row for part in layout.parts for row in pair_file.read(layout.names, part, Columns())] == whole
+    assert [row.text for row in whole] == [f"text {number}{end}goes on" for number in range(200)]
+
+
 def test_bad_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(
