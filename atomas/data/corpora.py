@@ -69,7 +69,8 @@ def _weight_of_pairs(corpus: Corpus) -> float:
     known = [
         (
             float(source["weight"]),
-            source.get("rows", 1) - source.get("rejected", 0) - source.get("excluded", 0),
+            source.get("rows", 1)
+            - sum(source.get(gone, 0) for gone in ("rejected", "excluded", "deduplicated")),
         )
         for source in corpus.index.get("sources", [])
         if source.get("weight") is not None
