@@ -42,8 +42,10 @@ class BlockCache(Generic[B]):
 
     def __getitem__(self, number: int) -> B:
         """One block; raises BlockError where it cannot be read."""
+        is_new = number not in self._blocks
         block = self._touch(number)
-        if len(self._blocks) > self._size:
+        # not where `load` has gone beyond the size: that would drop what the same batch is about to read
+        if is_new and len(self._blocks) > self._size:
             self._blocks.popitem(last=False)
         if isinstance(block, BlockError):
             raise block

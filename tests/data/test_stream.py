@@ -18,6 +18,7 @@ import torch
 
 from atomas.config import Config, DataConfig, LossConfig, RunConfig
 from atomas.data.batching import PairBatch, RaggedTokens
+from atomas.data.block_cache import BlockCache
 from atomas.data.corpora import Corpora
 from atomas.data.lengths import TokenLengths
 from atomas.data.order import GlobalOrder
@@ -300,6 +301,31 @@ def test_a_mixture_reads_every_corpus_by_its_weight(tmp_path: Path, tokenizer: A
             assert tokenizer.decode(smiles) == records[which][own]["smiles"]
             drawn[which] += 1
     assert drawn[0] / drawn.total() == pytest.approx(0.75, abs=0.05)
+
+
+def test_files_weigh_by_the_pairs_that_the_build_has_kept(corpus: Corpus) -> None:
+    sources = [
+        {"weight": 3.0, "rows": 100, "rejected": 10, "excluded": 10, "deduplicated": 60},
+        {"weight": 1.0, "rows": 20, "rejected": 0, "excluded": 0, "deduplicated": 0},
+    ]
+    corpus.index["sources"] = sources
+    assert Corpora(members=(corpus, corpus)).mixing_weights([10, 20]) == [20, 40]
+
+
+def test_a_batch_of_more_blocks_than_are_kept_reads_each_once(corpus: Corpus) -> None:
+    read: list[int] = []
+
+    def decode(number: int) -> int:
+        read.append(number)
+        return number
+
+    blocks = BlockCache(corpus.split("train"), decode, 2)
+    blocks.load(np.arange(5 * BLOCK_SIZE))
+    assert [blocks[number] for number in (3, 0, 4, 1, 2, 0, 3)] == [3, 0, 4, 1, 2, 0, 3]
+    assert sorted(read) == [0, 1, 2, 3, 4]
+    assert [blocks[9], blocks[8]] == [9, 8]
+    blocks.load(np.array([8 * BLOCK_SIZE]))
+    assert len(blocks._blocks) == 2
 
 
 def test_workers_leave_signals_to_the_parent(corpus: Corpus, tokenizer: AtomasTokenizer) -> None:
