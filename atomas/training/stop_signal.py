@@ -18,6 +18,7 @@ class StopSignal:
     A handler that saved at once would wait in a collective for ranks that have not been signalled. Python runs
     handlers between two of its own instructions, so a rank that waits inside gloo or NCCL would not even hear of the
     signal: a thread listens to what the system writes at once. A second SIGINT interrupts, for a person at a terminal.
+    Under `nohup` SIGHUP stays ignored.
 
     Enter it before anything slow is imported: until then a signal ends the process.
     """
@@ -33,7 +34,8 @@ class StopSignal:
         self._writer.setblocking(False)
         self._fd_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, daemon=True, name="stop-signal").start()
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        heard = [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

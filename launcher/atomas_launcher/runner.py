@@ -82,7 +82,11 @@ def run_together(commands: Sequence[Command]) -> tuple[int, bool]:
         for process, command in zip(processes, commands, strict=False):  # whoever asks twice means it
             _send([process], command.stop_signal if is_first else number)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
+    # under `nohup` SIGHUP stays ignored, and the commands inherit that
+    heard = [
+        one for one in FORWARDED_SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, forward) for number in heard}
     try:
         for command in commands:
             processes.append(_start(command, clean))

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from atomas_launcher import runner
+from atomas_launcher.job import Command
 from tests.launcher.conftest import HOSTILE, Launch
 from tests.launcher.ssh_hosts import PROGRAMS, ssh_servers
 
@@ -82,6 +84,19 @@ def test_local_hands_a_signal_on_to_every_rank(launch: Launch) -> None:
     assert "rank 0 saved" in output
     assert "rank 1 saved" in output
     assert "exit code 75 (saved; start it again to continue)" in launch("status", "mine")
+
+
+def test_what_nohup_starts_outlives_the_terminal() -> None:
+    told: list[tuple[int, bool]] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        command = Command(
+            arguments=(sys.executable, "-c", "import os, signal; os.kill(os.getppid(), signal.SIGHUP)")
+        )
+        told.append(runner.run_together([command]))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert told == [(0, False)]
 
 
 def test_cancel_makes_a_kill_file_that_the_next_start_names(launch: Launch) -> None:
