@@ -63,6 +63,7 @@ def _run_steps(session: Session, stop: StopSignal, instruments: Instruments, wat
     batches = iter(session.batches())
     session.engine.train()
     meter.begin()
+    due = False
     while session.step < total:
         watchdog.begin_step(session.step + 1)
         with instruments.trace.step(session.step + 1):
@@ -79,6 +80,7 @@ def _run_steps(session: Session, stop: StopSignal, instruments: Instruments, wat
         if judgement.trouble:
             session.roll_back(judgement.trouble)
             batches = iter(session.batches())
+            due = False
             meter.begin()
             continue
 
@@ -90,10 +92,12 @@ def _run_steps(session: Session, stop: StopSignal, instruments: Instruments, wat
         votes = [_stop_wanted(session, stop), asked_to_save, session.saver.busy, session.saver.failed]
         stopping, asked_to_save, busy, failed = each_of_any_rank(votes, device)
         session.saver.advance(busy, failed)
-        due = config.checkpoint.every > 0 and session.step % config.checkpoint.every == 0
-        saving = last or due or best_score is not None or stopping or asked_to_save
+        due = due or (config.checkpoint.every > 0 and session.step % config.checkpoint.every == 0)
+        wanted = (due or best_score is not None) and not session.stability.in_doubt
+        saving = last or wanted or stopping or asked_to_save
         if saving:
             session.save(score=best_score, wait=last or stopping)
+            due = False
         if stopping and not last:
             logger.warning(
                 "stopped after step %d and saved: start the same command again to continue", session.step

@@ -99,6 +99,11 @@ class Stability:
             return Judgement(remark=remark)
         return Judgement(remark=remark, trouble=f"{remark}, the last of {self._spikes} in a row")
 
+    @property
+    def in_doubt(self) -> bool:
+        """The last losses were spikes: the run may soon have to go back to before them, so nothing is to be saved."""
+        return self._spikes > 0 and self._config.rollbacks > 0
+
     def record(self) -> dict[str, float]:
         """For `metrics.jsonl`."""
         return {"steps_left_out": self.left_out}

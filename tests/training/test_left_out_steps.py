@@ -159,7 +159,9 @@ def test_spikes_are_judged_by_a_robust_score() -> None:
     first = stability.judge(9, 6.5, left_out=False)
     assert "loss spike: 6.5 in step 9" in first.remark
     assert not first.trouble
+    assert stability.in_doubt
     assert not stability.judge(10, 5.0, left_out=False).remark  # one that comes alone is forgotten
+    assert not stability.in_doubt
     assert not stability.judge(11, 7.0, left_out=False).trouble
     assert "the last of 2 in a row" in stability.judge(12, 9.0, left_out=False).trouble
 
@@ -170,6 +172,7 @@ def test_spikes_are_only_logged_where_the_run_may_not_go_back() -> None:
         stability.judge(1, loss, left_out=False)
     judgement = stability.judge(9, 50.0, left_out=False)
     assert "loss spike" in judgement.remark
+    assert not stability.in_doubt
     assert not judgement.trouble
 
 

@@ -104,6 +104,18 @@ def test_a_run_goes_back_and_on_without_the_data_that_made_its_loss_jump(bench: 
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_is_due_amid_a_jump_is_not_what_a_run_goes_back_to(bench: Bench) -> None:
+    shape = ("--training.max_steps=13", "--checkpoint.every=5", "--checkpoint.keep_last=9",
+             "--stability.spike_window=8", "--stability.spike_steps=2",
+             "--stability.spike_score=30", "--stability.rollbacks=1")  # fmt: skip
+    with bench.job("amid", *shape, ranks=1, fault=("spike", "all", "9-11")) as job:
+        job.wait()
+        assert job.codes() == [0], job.errors()
+    assert "back to step_00000005, and on without the data of the steps since then" in job.stderr(0)
+    assert json.loads((job.run / "data_left_out.json").read_text()) == [[5, 11]]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_scale_of_an_fp16_loss_goes_on(bench: Bench, stage: int) -> None:
     """Across stages too: the first steps overflow, which halves the scale and is no trouble."""
