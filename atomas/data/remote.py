@@ -52,15 +52,18 @@ class RemoteFolder:
         return {**self.__dict__, "_ahead": deque(), "_fetcher": None}
 
     def __str__(self) -> str:
-        return self._address
+        """The address without the user and password that may stand in it: it goes into logs."""
+        scheme, mark, rest = self._address.partition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
     def where(self, path: str) -> str:
-        """The address of a file."""
-        return f"{self._address}/{path}"
+        """The address of a file, for messages."""
+        return f"{self}/{path}"
 
     def below(self, folder: str) -> "RemoteFolder":
         """What lies under a longer address."""
-        return RemoteFolder(self.where(folder), self._config)
+        return RemoteFolder(f"{self._address}/{folder}", self._config)
 
     def read_whole(self, path: str) -> bytes:
         """All bytes of a small file."""
@@ -84,8 +87,11 @@ class RemoteFolder:
             self._fetcher.start()
 
     def _fetch_all(self) -> None:
-        while self._ahead:
-            file = self._ahead.popleft()
+        while True:
+            try:
+                file = self._ahead.popleft()
+            except IndexError:
+                return
             # whoever reads the file will meet the same error, and say so
             with contextlib.suppress(OSError, AtomasError, FileNotFoundError):
                 name = self.where(file.path)
@@ -135,7 +141,7 @@ class RemoteFolder:
     def _request(self, path: str, start: int | None, stop: int | None) -> bytes:
         filesystem = _filesystem(self._protocol, self._config.timeout_seconds, os.getpid())
         try:
-            return bytes(filesystem.cat_file(self.where(path), start=start, end=stop))
+            return bytes(filesystem.cat_file(f"{self._address}/{path}", start=start, end=stop))
         except FileNotFoundError as error:
             raise FileNotFoundError("the server has no such file") from error
         except Exception as error:  # of the many that aiohttp and botocore have, none is an OSError for sure

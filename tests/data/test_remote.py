@@ -319,6 +319,19 @@ def test_an_address_that_cannot_be_used_says_why(server: BadServer, config: Stor
         Corpus.open("http://127.0.0.1:1", closed)
 
 
+def test_a_password_in_an_address_is_used_and_not_told(server: BadServer, config: StorageConfig) -> None:
+    address = server.url.replace("://", "://somebody:secret@")
+    split = Corpus.open(address, config).split("train")
+    assert ids(split) == EXPECTED
+    assert str(split.storage) == server.url
+    assert split.storage.where("x").startswith(server.url)
+    assert "secret" not in split.storage.below("x").where("y")
+    closed = StorageConfig(cache_dir=config.cache_dir, attempts=1)
+    with pytest.raises(AtomasError, match=r"http://127\.0\.0\.1:1/index\.json") as caught:
+        Corpus.open("http://somebody:secret@127.0.0.1:1", closed)
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_cache_that_may_not_be_written_says_so(server: BadServer, tmp_path: Path) -> None:
     folder = tmp_path / "closed"
