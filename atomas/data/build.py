@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,15 +93,18 @@ def _build(plan: Plan, options: BuildOptions, seconds: dict[str, float]) -> dict
     plan.save()
     folder, stages = plan.folder, plan.folder / "stages"
 
-    def run(name: str, tasks: int, task: Task, label: str, unit: str = "parts") -> None:
+    def run(
+        name: str, tasks: int, task: Task, label: str, unit: str = "parts", engine: Engine = options.engine
+    ) -> None:
         started = time.monotonic()
-        run_stage(options.engine, stages / name, tasks, task, label=label, unit=unit)
+        run_stage(engine, stages / name, tasks, task, label=label, unit=unit)
         seconds[name] = time.monotonic() - started
 
     try:
         run("scan", len(plan.inputs), partial(scan, folder), "scanning", "files")
         run("examine", len(plan.save_parts()), partial(examine, folder), "examining")
-        run("resolve", 1, partial(resolve, folder, options.memory_mb), "finding duplicates", "corpora")
+        resolving = partial(resolve, folder, options.memory_mb)
+        run("resolve", 1, resolving, "finding duplicates", "corpora", _with_memory(options))
         result = load_result(folder)
         tasks = num_tasks(plan, result)
         run("write", tasks, partial(assemble, folder), "writing shards", "shards and reports")
@@ -111,6 +114,14 @@ def _build(plan: Plan, options: BuildOptions, seconds: dict[str, float]) -> dict
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return _finish(plan, result)
+
+
+def _with_memory(options: BuildOptions) -> Engine:
+    """The engine for a task that takes `memory_mb`, and some for itself."""
+    if isinstance(options.engine, Local):
+        return options.engine
+    needed = -(-options.memory_mb // 1024) + 2
+    return replace(options.engine, memory_gb=max(options.engine.memory_gb, needed))
 
 
 def _finish(plan: Plan, result: Mapping[str, Any]) -> dict[str, Any]:

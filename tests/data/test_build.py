@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from atomas.data import build as building
 from atomas.data.build import BuildOptions, build_corpus
-from atomas.data.building.engine import Local
+from atomas.data.building.engine import Engine, Local, Slurm, Task, run_stage
 from atomas.data.building.plan import Criterion
 from atomas.data.hazards import HAZARDS
 from atomas.data.shards import Corpus, file_sha256
@@ -290,6 +291,22 @@ def test_mistakes_are_one_line_and_leave_nothing(
         build(source, tmp_path / "out", options)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_a_slurm_job_gets_the_memory_that_duplicates_are_found_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, int] = {}
+
+    def run_here(engine: Engine, folder: Path, tasks: int, task: Task, *, label: str, unit: str) -> None:
+        assert isinstance(engine, Slurm)
+        asked[folder.name] = engine.memory_gb
+        run_stage(Local(workers=1), folder, tasks, task, label=label, unit=unit)
+
+    monkeypatch.setattr(building, "run_stage", run_here)
+    options = BuildOptions(engine=Slurm(partition="cpu"), memory_mb=32 * 1024)
+    build(alkanes(tmp_path / "pairs.tsv"), tmp_path / "out", options)
+    assert asked == {"scan": 4, "examine": 4, "resolve": 34, "write": 4}
 
 
 def test_same_file_twice(tmp_path: Path) -> None:
