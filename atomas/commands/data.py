@@ -306,9 +306,13 @@ def _build(args: argparse.Namespace) -> None:
     print_index(make_console(), args.out, index)
 
 
-def _tokenize(args: argparse.Namespace) -> None:
+def _check_workers(args: argparse.Namespace) -> None:
     if args.workers is not None and args.workers < 1:
         raise AtomasError(f"--workers {args.workers}: at least 1 is needed")
+
+
+def _tokenize(args: argparse.Namespace) -> None:
+    _check_workers(args)
 
     import tempfile
 
@@ -329,6 +333,7 @@ def _tokenize(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    _check_workers(args)
     from atomas.data.verify import verify_corpus
 
     report = verify_corpus(args.directory, repair=args.repair, workers=args.workers)
@@ -351,6 +356,7 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _leakage(args: argparse.Namespace) -> None:
+    _check_workers(args)
     from atomas.data.leakage import write_report
 
     write_report(
@@ -371,8 +377,7 @@ def _index(args: argparse.Namespace) -> None:
     from atomas.data.plain_shards import REJECTED_NAME, index_shards
     from atomas.data.report import make_console, print_index
 
-    if args.workers is not None and args.workers < 1:
-        raise AtomasError(f"--workers {args.workers}: at least 1 is needed")
+    _check_workers(args)
     index = index_shards(args.directory, workers=args.workers)
     console = make_console()
     print_index(console, args.directory, index)

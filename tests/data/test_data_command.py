@@ -26,6 +26,16 @@ def fail(capsys: pytest.CaptureFixture[str], *args: object) -> str:
     return error
 
 
+@pytest.mark.parametrize(
+    "command", [("verify",), ("tokenize", "--tokenizer", "t5"), ("index",), ("leakage", "--against", "x")]
+)
+def test_no_workers_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    name, *rest = command
+    assert "--workers -1: at least 1 is needed" in fail(capsys, name, tmp_path, *rest, "--workers", -1)
+
+
 def test_build_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pairs.tsv").write_text(PAIRS)
     run("build", tmp_path / "pairs.tsv", "--out", tmp_path / "corpus", "--fractions", "train=0.5,test=0.5")
