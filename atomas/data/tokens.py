@@ -26,6 +26,7 @@ from safetensors.numpy import load, save
 from atomas.data.batching import PairBatch, RaggedTokens, stable_id
 from atomas.data.block_cache import BlockCache
 from atomas.data.blocks import Compression
+from atomas.data.building.plan import sync
 from atomas.data.lengths import TokenLengths, block_workers, stored_lengths
 from atomas.data.loader import OrderedLoader
 from atomas.data.progress import Progress
@@ -282,8 +283,11 @@ def _tokenize_split(
                     writer.write_block(data, sizes.shape[1])
                     lengths.append(sizes)
                     progress.update(sizes.shape[1])
-            np.save(marks[number].with_suffix(".npy"), np.concatenate(lengths, axis=1))
-            write_json(marks[number], writer.index().shards[0].to_json())
+            shard, own_lengths = writer.index().shards[0], marks[number].with_suffix(".npy")
+            np.save(own_lengths, np.concatenate(lengths, axis=1))
+            for path in (partial / shard.path, own_lengths):
+                sync(path)  # before the mark, which says that they are there
+            write_json(marks[number], shard.to_json())
     shards = tuple(Shard.from_json(json.loads(mark.read_text(encoding="utf-8"))) for mark in marks)
     text, smiles = np.concatenate([np.load(mark.with_suffix(".npy")) for mark in marks], axis=1)
     TokenLengths(text=text, smiles=smiles).save(partial / split.name / _LENGTHS)
