@@ -86,7 +86,7 @@ class Saver:
             take: makes the snapshot, of copies if it is given a place for them.
             step: optimizer steps done.
             score: the validation score, where it is the best so far.
-            wait: return only when the checkpoint is published.
+            wait: return only when the checkpoint is published, and let it not fail.
 
         Raises:
             AtomasError: too many checkpoints have failed, or this one has and is waited for.
@@ -100,17 +100,17 @@ class Saver:
             )
             if score is not None:
                 self.best_score = score
-            wait = wait or not self._config.asynchronous
+            beside = self._config.asynchronous and not wait
             try:
-                snapshot = take(None if wait else self._copies)
+                snapshot = take(self._copies if beside else None)
             except Exception as error:  # no memory for the copies: the others must hear of it
                 job.error = error
             else:
                 job.snapshot = snapshot
                 job.start(job.write_part)
             job.stalled = time.monotonic() - begun
-            if wait:
-                self._wait(must_succeed=True)
+            if not beside:
+                self._wait(must_succeed=wait)
 
     def finish(self, *, must_succeed: bool = True) -> None:
         """Wait for the checkpoint that is being written, if there is one. Collective."""

@@ -132,6 +132,18 @@ def test_a_failure_leaves_the_older_checkpoint_and_is_tried_again(
     assert bench.names == ["step_00000001", "step_00000003"]
 
 
+def test_a_checkpoint_that_is_waited_for_by_configuration_may_fail_as_others_may(tmp_path: Path) -> None:
+    bench = _Bench(tmp_path, asynchronous=False, failures_allowed=1)
+    full = OSError(28, "No space left on device", "shards/rank_0000.safetensors")
+    bench.begin(1, _Snapshot(1, error=full))
+    assert bench.names == []
+    bench.begin(2)
+    assert bench.names == ["step_00000002"]
+    bench.begin(3, _Snapshot(3, error=full))
+    with pytest.raises(AtomasError, match="step_00000004 could not be written"):
+        bench.begin(4, _Snapshot(4, error=full))
+
+
 def test_the_last_checkpoint_must_not_fail(tmp_path: Path) -> None:
     bench = _Bench(tmp_path, failures_allowed=9)
     with pytest.raises(
