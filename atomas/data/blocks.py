@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 Compression = Literal["none", "zstd"]
 
+PLAIN_SUFFIX = "tar"
+"""Of blocks that are runs of a tar's own bytes: those of another project's shards (`plain_shards`)."""
+
 _ZSTD_SUFFIX = ".zst"
 _ZSTD_LEVEL = 3
 

@@ -20,16 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atomas.data.blocks import Block, BlockTable
+from atomas.data.blocks import PLAIN_SUFFIX, Block, BlockTable
 from atomas.data.molecules import InvalidMoleculeError, parse_molecule
 from atomas.data.parallel import available_cores, ordered_map
 from atomas.data.progress import Progress
 from atomas.data.shards import BLOCK_SIZE, INDEX_NAME, Record, Shard, SplitIndex, file_sha256, write_index
 from atomas.data.sources import ID_COLUMNS, SMILES_COLUMNS, TEXT_COLUMNS
+from atomas.data.verify import QUARANTINE_NAME
 from atomas.errors import AtomasError
-
-SUFFIX = "tar"
-"""Of the names of such blocks."""
 
 REJECTED_NAME = "rejected.jsonl"
 SMILES_EXTENSIONS = ("smi", "smiles")
@@ -104,7 +102,9 @@ def _find_tars(directory: Path) -> dict[str, list[Path]]:
     if not directory.is_dir():
         raise AtomasError(f"{directory} is not a folder")
     tars = {"train": sorted(directory.glob("*.tar"))}
-    for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
+    for folder in sorted(
+        path for path in directory.iterdir() if path.is_dir() and path.name != QUARANTINE_NAME
+    ):
         tars[folder.name] = tars.get(folder.name, []) + sorted(folder.glob("*.tar"))
     tars = {split: paths for split, paths in tars.items() if paths}
     if not tars:
@@ -150,7 +150,7 @@ def _index_shard(directory: Path, path: Path) -> tuple[Shard, list[dict[str, Any
         bytes=path.stat().st_size,
         sha256=file_sha256(path),
         num_records=sum(block.num_records for block in blocks),
-        blocks=BlockTable.of(blocks, SUFFIX, 0),
+        blocks=BlockTable.of(blocks, PLAIN_SUFFIX, 0),
     )
     return shard, rejected
 
@@ -167,7 +167,7 @@ def _block(path: Path, run: Sequence[_Sample]) -> Block:
 
 
 def _numbered(shard: Shard, first: int) -> Shard:
-    blocks = BlockTable.of(list(shard.blocks), SUFFIX, first)
+    blocks = BlockTable.of(list(shard.blocks), PLAIN_SUFFIX, first)
     return Shard(
         path=shard.path, bytes=shard.bytes, sha256=shard.sha256, num_records=shard.num_records, blocks=blocks
     )

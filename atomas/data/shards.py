@@ -23,7 +23,15 @@ import numpy as np
 
 from atomas.config import StorageConfig
 from atomas.data.bad_samples import BlockError
-from atomas.data.blocks import Block, BlockTable, Compression, member_suffix, pack, unpack
+from atomas.data.blocks import (
+    PLAIN_SUFFIX,
+    Block,
+    BlockTable,
+    Compression,
+    member_suffix,
+    pack,
+    unpack,
+)
 from atomas.data.storage import Storage, open_storage
 from atomas.errors import AtomasError
 from atomas.version import __version__
@@ -353,7 +361,7 @@ class ShardedSplit:
 
     def read_block(self, index: int) -> list[Record]:
         """The records of block `index`; see `read_bytes`."""
-        if self.blocks.suffix == "tar":
+        if self.blocks.suffix == PLAIN_SUFFIX:
             from atomas.data.plain_shards import decode_samples  # imports this module, and RDKit
 
             return decode_samples(self.read_bytes(index))

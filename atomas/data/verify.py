@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from atomas.data.blocks import Block, unpack
+from atomas.data.blocks import PLAIN_SUFFIX, Block, unpack
 from atomas.data.parallel import available_cores, ordered_map
 from atomas.data.progress import Progress
 from atomas.data.shards import (
@@ -129,7 +129,10 @@ def _check_shards(
 
 
 def _check_shard(directory: Path, split: str, shard: Shard, first_record: int) -> _Checked:
-    """Walk through a shard as tar would: header, content and padding of every block, then the end."""
+    """Walk through a shard as tar would: header, content and padding of every block, then the end.
+
+    Of another project's shard, blocks are parts that hold samples of use, headers included; the rest is the checksum's.
+    """
     faults: list[Fault] = []
     good: list[int] = []
 
@@ -138,6 +141,7 @@ def _check_shard(directory: Path, split: str, shard: Shard, first_record: int) -
 
     last_record = first_record + shard.num_records - 1
     path = directory / shard.path
+    is_plain = shard.blocks.suffix == PLAIN_SUFFIX
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -146,6 +150,8 @@ def _check_shard(directory: Path, split: str, shard: Shard, first_record: int) -
             record = first_record
             for number, block in enumerate(shard.blocks):
                 last = record + block.num_records - 1
+                if not is_plain:
+                    _check_frame(file, block, add)
                 data = _check_block(file, block, record, add)
                 if data is not None:
                     good.append(number)
@@ -155,7 +161,7 @@ def _check_shard(directory: Path, split: str, shard: Shard, first_record: int) -
                 end = _padded(shard.blocks[len(shard.blocks) - 1])
             file.seek(end)
             rest = file.read()
-            if any(rest) or len(rest) < 2 * tarfile.BLOCKSIZE:
+            if not is_plain and (any(rest) or len(rest) < 2 * tarfile.BLOCKSIZE):
                 add("end of the archive", "not two blocks of zeros")
             if record - first_record != shard.num_records:
                 add("index", f"its blocks hold {record - first_record} records, not {shard.num_records}")
@@ -173,13 +179,12 @@ def _padded(block: Block) -> int:
     return block.offset + -(-block.bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _check_block(file: BinaryIO, block: Block, first: int, add: Callable[..., None]) -> bytes | None:
-    """Add the faults of one block; its content if that is good."""
+def _check_frame(file: BinaryIO, block: Block, add: Callable[..., None]) -> None:
+    """Add the faults of what stands before and behind a block."""
     file.seek(block.offset - tarfile.BLOCKSIZE)
     header = file.read(tarfile.BLOCKSIZE)
-    data = file.read(block.bytes)
+    file.seek(block.offset + block.bytes)
     padding = file.read(_padded(block) - block.offset - block.bytes)
-    last = first + block.num_records - 1
     try:
         member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
         if (member.name, member.size) != (block.name, block.bytes):
@@ -188,6 +193,13 @@ def _check_block(file: BinaryIO, block: Block, first: int, add: Callable[..., No
         add(f"tar header of {block.name}", str(error))
     if any(padding):
         add(f"padding after {block.name}", "not zeros")
+
+
+def _check_block(file: BinaryIO, block: Block, first: int, add: Callable[..., None]) -> bytes | None:
+    """Add the faults of one block; its content if that is good."""
+    file.seek(block.offset)
+    data = file.read(block.bytes)
+    last = first + block.num_records - 1
     if len(data) < block.bytes:
         add(block.name, f"the file ends {block.bytes - len(data)} bytes before the block does", first, last)
         return None
@@ -299,6 +311,7 @@ def _write_again(directory: Path, one: _Checked, number: int, first_block: int) 
     """The good blocks of a shard in a new one, with a name that no shard has; None if there are none."""
     if not one.good:
         return None
+    (directory / one.split).mkdir(exist_ok=True)  # shards of another project may lie elsewhere
     taken = {path.name for path in (directory / one.split).iterdir()}
     shard_number = 900_000 + number
     while f"shard-{shard_number:06d}.tar" in taken:

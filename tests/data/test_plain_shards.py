@@ -18,6 +18,7 @@ from atomas.data.plain_shards import index_shards
 from atomas.data.shards import Corpus
 from atomas.data.stream import PairStream
 from atomas.data.tokenizer import AtomasTokenizer
+from atomas.data.verify import verify_corpus
 from atomas.errors import AtomasError
 
 
@@ -59,6 +60,32 @@ def test_samples_of_other_projects_are_read(folder: Path) -> None:
     assert all(record["inchikey"] == parse_molecule(record["smiles"]).inchikey for record in train)
     assert [train[number]["id"] for number in (0, 1, 2)] == ["part/000000", "1", "part/000002"]
     assert [block.num_records for block in corpus.split("train").blocks] == [16, 16, 16, 2] * 2
+
+
+def test_what_others_have_written_is_verified_and_repaired(folder: Path) -> None:
+    with webdataset.TarWriter(str(folder / "b.tar"), encoder=False) as writer:
+        writer.write({"__key__": "bad", "smi": b"C1CC", "txt": b"a ring that is not closed"})
+        for number in range(50, 100):
+            writer.write(sample(number))
+    index_shards(folder, workers=1)
+    assert verify_corpus(folder, workers=1).faults == ()
+    second = Corpus.open(folder).split("train").blocks[1]
+    content = bytearray((folder / "a.tar").read_bytes())
+    content[second.offset + 5] ^= 1
+    (folder / "a.tar").write_bytes(content)
+    content = bytearray((folder / "b.tar").read_bytes())
+    content[0] ^= 1  # of the sample that is in no block
+    (folder / "b.tar").write_bytes(content)
+    report = verify_corpus(folder, repair=True, workers=1)
+    assert [(fault.shard, fault.first, fault.last) for fault in report.faults] == [
+        ("a.tar", 16, 31),
+        ("b.tar", None, None),
+    ]
+    assert report.lost_records == 16
+    assert verify_corpus(folder, workers=1).faults == ()
+    texts = [record["text"] for record in Corpus.open(folder).split("train")]
+    assert texts == [f"alcohol number {number}" for number in range(100) if not 16 <= number < 32]
+    assert sorted(path.name for path in (folder / "quarantine").iterdir()) == ["a.tar", "b.tar"]
 
 
 def test_samples_that_cannot_be_used_are_in_no_block(
