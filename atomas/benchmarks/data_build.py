@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=2,
         metavar="R",
-        help="turns over the rows; the fastest counts (default: 3)",
+        help="turns over the rows; the fastest counts (default: 2)",
     )
     add("--json", type=Path, metavar="FILE", required=True, help="the report, written after every row")
 
