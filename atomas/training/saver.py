@@ -156,12 +156,20 @@ class Saver:
 
     def _publish(self, job: "_Job") -> None:
         job.complete()
-        self._run.point("LATEST", job.final)
-        if job.is_best:
-            self._run.point("BEST", job.final)
+        try:
+            self._run.point("LATEST", job.final)
+            if job.is_best:
+                self._run.point("BEST", job.final)
+        finally:  # on a disk that is full now, it makes the room for the next one
+            self._prune()
+
+    def _prune(self) -> None:
         keep_last, keep_every = self._config.keep_last, self._config.keep_every
-        best = self._run.pointed("BEST")
-        prune_checkpoints(self._run.checkpoints, keep_last=keep_last, keep_every=keep_every, best=best)
+        try:
+            best = self._run.pointed("BEST")
+            prune_checkpoints(self._run.checkpoints, keep_last=keep_last, keep_every=keep_every, best=best)
+        except OSError as error:  # the new one is there all the same
+            logger.warning("older checkpoints could not be removed: %s", error)
 
     def _give_up(self, job: "_Job", must_succeed: bool) -> None:
         self._job = None

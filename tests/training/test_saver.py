@@ -12,7 +12,7 @@ import torch
 from atomas.config import CheckpointConfig
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
-from atomas.training import tensor_files
+from atomas.training import saver, tensor_files
 from atomas.training.checkpoint import (
     list_checkpoints,
     newest_good_checkpoint,
@@ -142,6 +142,35 @@ def test_a_checkpoint_that_is_waited_for_by_configuration_may_fail_as_others_may
     bench.begin(3, _Snapshot(3, error=full))
     with pytest.raises(AtomasError, match="step_00000004 could not be written"):
         bench.begin(4, _Snapshot(4, error=full))
+
+
+def test_a_checkpoint_is_there_although_older_ones_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(saver, "prune_checkpoints", refuse)
+    bench = _Bench(tmp_path)
+    with caplog.at_level("WARNING", logger="atomas"):
+        bench.begin(1, score=0.5, wait=True)
+    assert caplog.messages == ["older checkpoints could not be removed: [Errno 5] Input/output error"]
+    assert [saved.step for saved in bench.saved] == [1]
+    assert bench.saver.best_score == 0.5
+
+
+def test_a_disk_that_is_full_when_a_checkpoint_is_published_is_made_room_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    bench = _Bench(tmp_path, keep_last=1)
+    bench.begin(1, wait=True)
+    monkeypatch.setattr(RunDirectory, "point", full)
+    bench.begin(2)
+    bench.saver.finish(must_succeed=False)
+    assert bench.names == ["step_00000002"]
 
 
 def test_the_last_checkpoint_must_not_fail(tmp_path: Path) -> None:
