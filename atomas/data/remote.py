@@ -192,7 +192,7 @@ def _check_protocol(protocol: str) -> None:
         ) from None
     except ImportError as error:
         raise AtomasError(
-            f"{protocol}:// needs a package that is not installed: {error} (for s3:// `pip install 'atomas[s3]'`)"
+            f"{protocol}:// needs a package that is not installed: {error} (for s3:// `pip install '.[s3]'`)"
         ) from None
 
 
