@@ -50,7 +50,10 @@ class MemoryReport:
             self._steps, peak / 2**20, self._plan.peak / 2**20,
         )  # fmt: skip
         measured = {"steps": self._steps, "peak_bytes": peak, "components": held_bytes(self._session)}
-        write_json(self._path, {"planned": self._plan.as_dict(), "measured": measured})
+        try:
+            write_json(self._path, {"planned": self._plan.as_dict(), "measured": measured})
+        except OSError as error:  # a full disk does not end the training, nor may one rank end alone
+            logger.warning("the memory of this attempt could not be written down: %s", error)
 
 
 def plan_of_run(session: Session) -> MemoryPlan:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from atomas.cli import main
+from atomas.data.batching import PairBatch
 from atomas.data.loader import OrderedItems
 from atomas.distributed.collectives import rank as own_rank
 from atomas.distributed.watchdog import Watchdog
@@ -80,11 +81,13 @@ def _strike_while_loading(fault: str, rank: int, batch: int) -> None:
 
     def take_or_strike(items: OrderedItems[Any]) -> Any:
         nonlocal taken
-        taken += 1
+        item = take(items)
+        taken += isinstance(item, PairBatch)  # rank 0 also measures token lengths with a loader
         if taken == batch and own_rank() == rank:
+            taken += 1  # once
             wait_until_heard(watchdog())
             strike(fault)
-        return take(items)
+        return item
 
     OrderedItems.__next__ = take_or_strike  # type: ignore[method-assign]
 

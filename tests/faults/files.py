@@ -18,7 +18,7 @@ def newest_is_damaged(ground: Ground, name: str, damage: Callable[[Path], None])
     with ground.run(name, fault="term 0 4") as run:
         run.ends(75)
     newest = run.folder / "checkpoints" / (run.folder / "LATEST").read_text(encoding="utf-8").strip()
-    assert newest.name == "step_00000004"
+    assert newest.name == "step_00000004", run.text()[-1500:]
     damage(newest)
     with ground.run(name) as again:
         told = again.until(lambda: attempt_log(again, 2).count("ERROR"), "a word of the damage")
@@ -104,7 +104,8 @@ def disk_full(ground: Ground) -> Outcome:
         told = next((line for line in run.text().splitlines() if "No space left" in line), None)
         assert told is not None, run.text()[-4000:]
         happened = re.sub(r"^.*?(ERROR|error:) ", "", told)
-        assert not list((run.folder / "checkpoints").glob("*.partial"))
+        partial = list((run.folder / "checkpoints").glob("*.partial"))
+        assert not partial, f"{partial}\n{run.text()[-2500:]}"
         ballast.unlink()
         with ground.run("full", runs=disk) as again:
             resumed = again.trains(2)
