@@ -289,6 +289,10 @@ REFUSED_DEEPSPEED_KEYS = {
     "zero_optimization.stage": "use deepspeed.zero_stage",
 }
 
+REDUCE_BUCKET = 25_000_000
+"""Elements of gradients that are sent together. DeepSpeed's own 500 million hold all of most T5s: nothing would be on
+its way before the backward pass has ended, and on a GPU two such buffers lie beside the model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:

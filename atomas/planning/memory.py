@@ -10,6 +10,7 @@ n tokens and k clusters of a sequence, b pairs of this rank of B in the batch, W
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from atomas.config import REDUCE_BUCKET
 from atomas.model.flops import BackboneSizes
 from atomas.planning.workload import Level, Workload
 
@@ -23,8 +24,6 @@ _LOGITS_PER_CHUNK: dict[Device, int] = {"cpu": 1 << 22, "cuda": 1 << 24}
 """Of the language model's loss: entries of the logits that are held at once."""
 _MATCH_LIMIT: dict[Device, tuple[int, int]] = {"cpu": (2, 64 * 2**20), "cuda": (6, 2 * 2**30)}
 """Bytes of a match of the token interaction, and up to which size all of them are kept for the backward pass."""
-_REDUCE_BUCKET = 5e8
-"""Elements of DeepSpeed's gradient buckets, unless `deepspeed.extra` says otherwise."""
 _REUSE_DISTANCE = 1e9
 _PREFETCHED, _LIVE = 5e7, 1e9
 """Elements that stage 3 fetches ahead, and the most that it keeps gathered at once."""
@@ -142,7 +141,7 @@ def stage_3_reuse(work: Workload) -> float:
 def _bucket_elements(work: Workload, total: float, device: Device) -> float:
     """Two buckets where communication is overlapped. On the CPU only what is written takes memory."""
     zero = work.config.deepspeed.extra.get("zero_optimization", {})
-    size = float(zero.get("reduce_bucket_size", _REDUCE_BUCKET))
+    size = float(zero.get("reduce_bucket_size", REDUCE_BUCKET))
     return min(size, total) if device == "cpu" else 2 * size
 
 

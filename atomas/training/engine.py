@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from atomas.config import Config
+from atomas.config import REDUCE_BUCKET, Config
 from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
 from atomas.training.allocator import keep_freed_memory
@@ -29,7 +29,8 @@ def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
-        "overlap_comm": stage > 0 and torch.cuda.is_available(),
+        "overlap_comm": stage > 0 and torch.cuda.is_available(),  # on the CPU DeepSpeed waits for each bucket
+        "reduce_bucket_size": REDUCE_BUCKET,
         # every parameter of a small model would otherwise stay gathered on all ranks
         "stage3_param_persistence_threshold": 10_000,
     }

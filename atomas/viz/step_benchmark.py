@@ -6,13 +6,13 @@ from typing import Any
 
 from atomas.errors import AtomasError
 from atomas.viz.kernel_tables import number
-from atomas.viz.step_tables import OURS, Row, ablation_rows, path_rows, step_tables
+from atomas.viz.step_tables import OURS, Row, path_rows, step_tables, variant_rows
 
 _KEPT, _GAINED, _LOST = "tab:green", "#9fd29f", "tab:gray"
 
 
 def render_step_report(report: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
-    """Write NAME.md and, where they were measured, NAME_waterfall.png and NAME_ablations.png; returns their paths."""
+    """Write NAME.md and, where they were measured, NAME_waterfall.png and NAME_variants.png; returns their paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -27,8 +27,8 @@ def render_step_report(report: Mapping[str, Any], folder: Path, name: str) -> li
     rows = {row["provider"]: row for row in report["rows"] if row["ranks"] == 1 and row["status"] == "ok"}
     if len(path := path_rows(rows)) > 2:
         paths.append(plot_waterfall(path, _title(report), folder / f"{name}_waterfall.png"))
-    if OURS in rows and (ablations := ablation_rows(rows)):
-        paths.append(plot_ablations(rows[OURS], ablations, _title(report), folder / f"{name}_ablations.png"))
+    if OURS in rows and (variants := variant_rows(rows)):
+        paths.append(plot_variants(rows[OURS], variants, _title(report), folder / f"{name}_variants.png"))
     return paths
 
 
@@ -64,13 +64,13 @@ def plot_waterfall(path: Sequence[tuple[str, Row]], title: str, file: Path) -> P
     return file
 
 
-def plot_ablations(ours: Row, ablations: Sequence[tuple[str, Row]], title: str, file: Path) -> Path:
-    """A bar for each thing that was switched off alone: the time of a step in times of ours."""
+def plot_variants(ours: Row, variants: Sequence[tuple[str, Row]], title: str, file: Path) -> Path:
+    """A bar for each thing that was switched off or on alone: the time of a step in times of ours."""
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(8, 1.3 + 0.36 * len(ablations)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 1.3 + 0.36 * len(variants)), layout="constrained")
     base = ours["step_seconds"]["p50"]
-    for place, (_, row) in enumerate(ablations):
+    for place, (_, row) in enumerate(variants):
         found = row["step_seconds"]
         value = found["p50"] / base
         axis.barh(place, value - 1, left=1, color=_LOST if value > 1 else _GAINED, height=0.7)
@@ -80,9 +80,9 @@ def plot_ablations(ours: Row, ablations: Sequence[tuple[str, Row]], title: str, 
         axis.text(right, place, f"  {value:.2f} x, {grown:+,.0f} MiB", va="center", fontsize=8)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.margins(x=0.3)
-    axis.set_yticks(range(len(ablations)), [label for label, _ in ablations], fontsize=8)
-    axis.set_ylim(len(ablations) - 0.4, -0.6)
-    axis.set_xlabel(f"time of a step with one thing switched off; 1 is ours, {number(base)} s", fontsize=8)
+    axis.set_yticks(range(len(variants)), [label for label, _ in variants], fontsize=8)
+    axis.set_ylim(len(variants) - 0.4, -0.6)
+    axis.set_xlabel(f"time of a step with one thing changed; 1 is ours, {number(base)} s", fontsize=8)
     _finish(figure, [axis], title, file)
     return file
 

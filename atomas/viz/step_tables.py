@@ -6,20 +6,7 @@ from typing import Any
 
 from atomas.viz.kernel_tables import number
 
-PUBLISHED, OURS = "published", "ours"
-PATH_LABELS = {
-    "path:losses": "losses with every mask, clusters by real lengths",
-    "path:longest": "+ padded to the longest, not to 512",
-    "path:packing": "+ packed, nothing padded",
-    "path:one_pass": "+ both modalities in one pass",
-    "path:lm_chunks": "+ LM loss in chunks with its gradient",
-    "path:interaction": "+ token interaction fused",
-    "path:clustering": "+ clustering native",
-    "path:contrastive": "+ contrast reads the queue in place",
-    "path:momentum": "+ momentum update fused",
-    OURS: "+ AdamW fused: ours",
-}
-"""What each step of the way from the published form adds."""
+PUBLISHED, HEADS, OURS = "published", "path:losses", "ours"
 
 Row = Mapping[str, Any]
 
@@ -33,7 +20,7 @@ def step_tables(report: Mapping[str, Any]) -> str:
 def step_table(report: Mapping[str, Any]) -> str:
     """The published form and ours, the way from one to the other, and ours with one thing switched off."""
     rows = {row["provider"]: row for row in report["rows"] if row["ranks"] == 1}
-    parts = [_end_table(rows), _path_table(rows), _ablation_table(rows), _phase_table(rows)]
+    parts = [_end_table(rows), _path_table(rows), _variant_table(rows), _phase_table(rows)]
     return "\n\n".join([*(part for part in parts if part), _footnote(report)])
 
 
@@ -56,17 +43,21 @@ def scaling_table(report: Mapping[str, Any]) -> str:
 
 def path_rows(rows: Mapping[str, Row]) -> list[tuple[str, Row]]:
     """Label and row of each step from the published form to ours that was measured."""
-    labels = {PUBLISHED: "published form", **PATH_LABELS}
-    return [(label, rows[name]) for name, label in labels.items() if name in rows]
+    path = [(row["description"], row) for name, row in rows.items() if name.startswith("path:")]
+    labelled = [(label if row["provider"] == HEADS else f"+ {label}", row) for label, row in path]
+    if PUBLISHED in rows:
+        labelled.insert(0, ("published form", rows[PUBLISHED]))
+    if OURS in rows:
+        labelled.append((f"+ {rows[OURS]['description']}: ours", rows[OURS]))
+    return labelled
 
 
-def ablation_rows(rows: Mapping[str, Row]) -> list[tuple[str, Row]]:
-    """Label and row of each of ours with one thing switched off."""
-    return [
-        (f"{name.partition(':')[2]}: {row['description']}", row)
-        for name, row in rows.items()
-        if name.startswith("without:")
+def variant_rows(rows: Mapping[str, Row]) -> list[tuple[str, Row]]:
+    """Label and row of each of ours with one thing switched off, or one option switched on."""
+    variants = [
+        (name.partition(":"), row) for name, row in rows.items() if name.startswith(("without:", "with:"))
     ]
+    return [(f"{kind} {name}: {row['description']}", row) for (kind, _, name), row in variants]
 
 
 def _end_table(rows: Mapping[str, Row]) -> str:
@@ -116,15 +107,15 @@ def _path_table(rows: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def _ablation_table(rows: Mapping[str, Row]) -> str:
-    ablations, ours = ablation_rows(rows), rows.get(OURS)
-    if not ablations or ours is None or ours["status"] != "ok":
+def _variant_table(rows: Mapping[str, Row]) -> str:
+    variants, ours = variant_rows(rows), rows.get(OURS)
+    if not variants or ours is None or ours["status"] != "ok":
         return ""
     lines = [
-        "| ours without | step, s | times ours | peak, MiB | beyond ours, MiB |",
+        "| ours | step, s | times ours | peak, MiB | beyond ours, MiB |",
         "|---|---:|---:|---:|---:|",
     ]
-    for label, row in ablations:
+    for label, row in variants:
         if row["status"] != "ok":
             lines.append(f"| {label} | {_failure(row)} | | | |")
             continue
@@ -163,8 +154,8 @@ def _footnote(report: Mapping[str, Any]) -> str:
     }
     return (
         f"{report['preset']}, {first['batch']} pairs a rank of {report['pairs']}: {lengths['text']:.0f} text and "
-        f"{lengths['smiles']:.0f} SMILES tokens in the mean. {where}, {first['dtype']}, torch "
-        f'{report["versions"]["torch"]}, load average {machine["load"]}. Medians of whole steps; "on cores" is the '
-        "CPU time of the process, which the load of others does not lengthen as much. At full length ours and the "
+        f"{lengths['smiles']:.0f} SMILES tokens in the mean, dropout {report['dropout']}. {where}, {first['dtype']}, "
+        f'torch {report["versions"]["torch"]}, load average {machine["load"]}. Medians of whole steps; "on cores" is '
+        "the CPU time of the process, which the load of others does not lengthen as much. At full length ours and the "
         f"published form differ by {report['same_loss']['deviation']:.0e} in the losses."
     )

@@ -17,11 +17,15 @@ from atomas.benchmarks.step.presets import PRESETS, Preset
 from atomas.benchmarks.step.published import PaddedBatch, PublishedModel
 from atomas.benchmarks.step.same_loss import TOLERANCE, check_same_loss
 from atomas.benchmarks.step.switches import (
+    OPTIONS,
     OURS,
     PUBLISHED,
     SWITCHES,
     ablation_providers,
     change_process,
+    configured,
+    description,
+    option_providers,
     path_providers,
 )
 from atomas.data.batching import PairBatch, RaggedTokens
@@ -47,7 +51,7 @@ def job(provider: str, *, steps: int = 3, world_size: int = 1, limit: int = 1 <<
     return Job(
         provider=provider,
         preset=SMALL,
-        config=config,
+        config=configured(provider, config),
         batches=batches(3)[:steps],
         warm_up=1,
         seconds=60,
@@ -106,7 +110,7 @@ def losses_of_all(providers: list[str], sender: Connection) -> None:
 
 
 def test_what_is_switched_off_changes_no_loss() -> None:
-    names = dict.fromkeys([OURS, *ablation_providers(), *path_providers()])
+    names = dict.fromkeys([OURS, *ablation_providers(), *path_providers(), "with:checkpointing"])
     providers = [name for name in names if name != PUBLISHED]
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -131,6 +135,27 @@ def test_every_switch_changes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None
             change_process((name,))
             assert registry._select(operator, torch.device("cpu"), torch.float32).target != before
             monkeypatch.undo()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("option", "tolerance"), [("compile", 1e-4), ("bf16", 3e-2)])
+def test_options_change_losses_by_rounding_alone(option: str, tolerance: float) -> None:
+    ours, other = (measure(job(name))[0] for name in (OURS, f"with:{option}"))
+    assert other.status == "ok", other.reason
+    for name in ("loss", "loss/global", "loss/hierarchical", "loss/lm"):
+        assert other.losses[name] == pytest.approx(ours.losses[name], rel=tolerance), name
+
+
+def test_options_are_those_that_a_run_has_not() -> None:
+    config = SMALL.config(batch_size=4, device="cpu", dropout=0.0, threads=1)
+    assert option_providers(config) == [f"with:{name}" for name in OPTIONS]
+    assert "with:bf16" not in option_providers(configured("with:bf16", config))
+
+
+def test_every_provider_says_what_it_is() -> None:
+    config = SMALL.config(batch_size=4, device="cpu", dropout=0.0, threads=1)
+    names = [*path_providers(), *ablation_providers(), *option_providers(config)]
+    assert [name for name in names if not description(name)] == [PUBLISHED]
 
 
 def test_a_provider_in_a_process_of_its_own() -> None:

@@ -14,15 +14,17 @@ from atomas.errors import AtomasError
 if TYPE_CHECKING:
     from atomas.benchmarks.step.measurement import Job, Measurement
     from atomas.benchmarks.step.pairs import PairSource, TokenPair
+    from atomas.config import Config
 
 DESCRIPTION = (
-    "Time whole training steps: ours, ours with one thing switched off (without:NAME), the published form, and the\n"
-    "way from it to ours switch by switch (path:NAME). Each provider runs in a process of its own, so that its peak\n"
-    "memory is its own. Before anything is timed ours and the published form must have the same losses and\n"
-    "gradients on sequences of full length. --ranks measures weak scaling of ours instead."
+    "Time whole training steps: ours, ours with one thing switched off (without:NAME) or with an option of a run\n"
+    "(with:NAME), the published form, and the way from it to ours switch by switch (path:NAME). Each provider runs\n"
+    "in a process of its own, so that its peak memory is its own. Before anything is timed ours and the published\n"
+    "form must have the same losses and gradients on sequences of full length. --ranks measures weak scaling of\n"
+    "ours instead."
 )
 EXAMPLE = "--preset cpu-small --batch 8 --json docs/results/step/cpu-small.json"
-GROUPS = ("published", "ours", "ablations", "path")
+GROUPS = ("published", "ours", "ablations", "options", "path")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=_positive, default=8, metavar="B", help="pairs of a step, on each rank (default: 8)")
     add("--json", type=Path, metavar="FILE", required=True, help="the report, written after every provider")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA where there is one")
-    add("--threads", type=_positive, default=1, metavar="N", help="CPU threads of a process (default: 1)")
+    add(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="CPU threads of a process (default: its share of the cores)",
+    )
     add(
         "--providers",
         nargs="+",
@@ -73,7 +80,12 @@ def run(options: argparse.Namespace) -> None:
 
     device = torch.device(_device(options.device))
     preset = PRESETS[options.preset]
-    providers = ["ours"] if options.ranks else _providers(options.providers)
+    if options.threads is None:
+        options.threads = max(1, len(os.sched_getaffinity(0)) // max(options.ranks or [1]))
+    config = preset.config(
+        batch_size=options.batch, device=device.type, dropout=options.dropout, threads=options.threads
+    )
+    providers = ["ours"] if options.ranks else _providers(options.providers, config)
     source = _source(options)
     pairs = source.read(longest=preset.length, vocabulary=preset.vocabulary)
     torch.set_num_threads(options.threads)
@@ -90,18 +102,17 @@ def run(options: argparse.Namespace) -> None:
         result = kernels_report.Report(options.json, head)
     except ValueError as error:
         raise AtomasError(str(error)) from error
-    config = preset.config(
-        batch_size=options.batch, device=device.type, dropout=options.dropout, threads=options.threads
-    )
     _say("same losses at full length")
     same = check_same_loss(config, preset, device)
     result.content["same_loss"] = asdict(same) | {"deviation": same.deviation}
-    peak = _peak(device, config.training.precision)
-    result.content["peak_flops"] = peak
+    peaks = {config.training.precision: _peak(device, config.training.precision)}
+    result.content["peak_flops"] = peaks[config.training.precision]
     steps = options.warm_up + options.steps
     for world_size in options.ranks or [1]:
         batches = draw_batches(pairs, size=options.batch * world_size, count=steps, seed=options.seed)
         jobs = [_job(name, options, preset, device.type, world_size, batches) for name in providers]
+        for precision in {job.config.training.precision for job in jobs} - set(peaks):
+            peaks[precision] = _peak(device, precision)
         found: dict[str, list[list[Measurement]]] = {name: [] for name in providers}
         first = len(result.content["rows"])
         for turn in range(options.rounds):
@@ -111,21 +122,24 @@ def run(options: argparse.Namespace) -> None:
                 _say(f"round {turn + 1} of {options.rounds}: {job.provider}, {world_size} rank(s)")
                 found[job.provider].append(measure(job))
                 rows = [
-                    _row(job, found[job.provider], peak["per_second"]) for job in jobs if found[job.provider]
+                    _row(job, found[job.provider], peaks[job.config.training.precision]["per_second"])
+                    for job in jobs
+                    if found[job.provider]
                 ]
                 result.content["rows"][first:] = rows[:-1]
                 result.add(rows[-1])
-                _say("    " + _summary(_row(job, found[job.provider], peak["per_second"])))
+                _say("    " + _summary(next(row for row in rows if row["provider"] == job.provider)))
     print(options.json)
 
 
-def _providers(wanted: list[str]) -> list[str]:
-    from atomas.benchmarks.step.switches import ablation_providers, path_providers
+def _providers(wanted: list[str], config: "Config") -> list[str]:
+    from atomas.benchmarks.step.switches import ablation_providers, option_providers, path_providers
 
     groups = {
         "published": ["published"],
         "ours": ["ours"],
         "ablations": ablation_providers(),
+        "options": option_providers(config),
         "path": path_providers(),
     }
     known = list(dict.fromkeys(name for names in groups.values() for name in names))
@@ -162,6 +176,7 @@ def _job(
     import torch
 
     from atomas.benchmarks.step.measurement import Job
+    from atomas.benchmarks.step.switches import configured
     from atomas_kernels.bench import memory
 
     config = preset.config(
@@ -175,7 +190,7 @@ def _job(
     return Job(
         provider=provider,
         preset=preset,
-        config=config,
+        config=configured(provider, config),
         batches=batches,
         warm_up=options.warm_up,
         seconds=options.seconds,
@@ -186,7 +201,7 @@ def _job(
 
 def _row(job: "Job", rounds: "list[list[Measurement]]", peak_flops: float) -> dict[str, Any]:
     """What all rounds of one provider found; of several ranks, rank 0 tells the time and the others their part."""
-    from atomas.benchmarks.step.switches import SWITCHES, switched_off
+    from atomas.benchmarks.step.switches import description, switched_off
 
     first = rounds[0]
     failed = next((each for each in first if each.status != "ok"), None)
@@ -209,9 +224,9 @@ def _row(job: "Job", rounds: "list[list[Measurement]]", peak_flops: float) -> di
         "base_mb": first[0].base_mb,
         "losses": first[0].losses,
         "lengths": _lengths(job),
+        "peak_flops": peak_flops,
+        "description": description(job.provider),
     }
-    name = job.provider.partition(":")[2]
-    row["description"] = SWITCHES[name].off if job.provider.startswith("without:") else None
     seconds = [value for measured in rounds for value in measured[0].seconds]
     if failed or not seconds:
         return row

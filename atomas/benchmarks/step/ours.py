@@ -33,6 +33,8 @@ class OurStep:
         for name in off:
             if change := SWITCHES[name].model:
                 change(model, preset)
+        if config.training.compile:
+            model.encoder.backbone.compile_blocks()
         model.to(device)
         autocast = torch.bfloat16 if config.training.precision == "bf16" else None
         self.momentum = Momentum(model.encoder, config.momentum, autocast=autocast).to(device)

@@ -1,14 +1,16 @@
-"""What distinguishes our step from the published one, thing by thing, and how each is switched off for a measurement.
+"""What distinguishes our step from the published one, thing by thing, and how each is switched off for a measurement;
+and the options that a run may switch on.
 
 Every provider is a process of its own, so that what is switched off there stays off.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from atomas.benchmarks.step.plain import PaddedBackbone, TwoPassEncoder, loop_adamw
 from atomas.benchmarks.step.presets import Preset
+from atomas.config import Config
 from atomas.model.atomas import AtomasModel
 from atomas.training import allocator
 from atomas_kernels import registry
@@ -107,15 +109,45 @@ SWITCHES = {
 """In the order in which they lead from the published form to ours. Before the first of them the losses are ours: masks
 carried through, clusters by real lengths."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What a run may be told to do, and ours does not by itself."""
+
+    on: str
+    """What it is, for people"""
+    config: Callable[[Config], Config]
+    """Switches it on"""
+
+
+def _compiled(config: Config) -> Config:
+    return replace(config, training=replace(config.training, compile=True))
+
+
+def _recomputed(config: Config) -> Config:
+    return replace(config, model=replace(config.model, activation_checkpointing=True))
+
+
+def _half(config: Config) -> Config:
+    return replace(config, training=replace(config.training, precision="bf16"))
+
+
+OPTIONS = {
+    "compile": Option(on="blocks through torch.compile", config=_compiled),
+    "checkpointing": Option(on="activations of a block computed again", config=_recomputed),
+    "bf16": Option(on="weights and products in bfloat16, fp32 masters", config=_half),
+}
+"""Beside ours, each by itself."""
+
 OURS, PUBLISHED = "ours", "published"
 HEADS = "path:losses"
 """The first step from the published form: everything of SWITCHES still off."""
 
 
 def switched_off(provider: str) -> tuple[str, ...]:
-    """The switches that are off in a provider of ours: `ours`, `without:NAME`, or `path:NAME`, where a path stands."""
+    """The switches that are off in a provider of ours: `path:NAME` is where a path stands."""
     names = list(SWITCHES)
-    if provider == OURS:
+    if provider == OURS or provider.startswith("with:"):
         return ()
     if provider == HEADS:
         return tuple(names)
@@ -131,6 +163,31 @@ def path_providers() -> list[str]:
 def ablation_providers() -> list[str]:
     """Ours with one switch off. Without padding to the longest there is no packing either: that is on the path."""
     return [f"without:{name}" for name in SWITCHES if name != "longest"]
+
+
+def option_providers(config: Config) -> list[str]:
+    """Ours with one option; those that `config` has already are ours."""
+    return [f"with:{name}" for name, option in OPTIONS.items() if option.config(config) != config]
+
+
+def configured(provider: str, config: Config) -> Config:
+    """The configuration that a provider runs with."""
+    kind, _, name = provider.partition(":")
+    return OPTIONS[name].config(config) if kind == "with" else config
+
+
+def description(provider: str) -> str | None:
+    """What distinguishes a provider: what stands for what is off, what an option does, what a path has gained last."""
+    kind, _, name = provider.partition(":")
+    if kind == "with":
+        return OPTIONS[name].on
+    if kind == "without":
+        return SWITCHES[name].off
+    if provider == HEADS:
+        return "losses with every mask, clusters by real lengths"
+    if provider == OURS:
+        name = list(SWITCHES)[-1]
+    return SWITCHES[name].on if name else None
 
 
 def change_process(off: tuple[str, ...]) -> None:
