@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from atomas.config import RunConfig
 from atomas.data.parallel import available_cores
 from atomas.data.progress import Progress
@@ -18,6 +16,7 @@ from atomas.data.tokenizer import AtomasTokenizer
 from atomas.distributed.agreement import together
 from atomas.distributed.process_group import process_group
 from atomas.distributed.sharded_weights import shard_weights
+from atomas.distributed.watchdog import watch
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 from atomas.metrics.caption_tokenizer import CaptionTokenizer
@@ -82,8 +81,9 @@ def generation_report(run: GenerationRun) -> Scores | None:
     if run.tokenizer is not None:
         CaptionTokenizer.load(run.tokenizer)  # a mistake is answered before anything is written
     folder = resolve_checkpoint(run.checkpoint, best=run.best)
-    with process_group(RunConfig(device=run.device)) as (placement, device):
-        with together("loading the checkpoint", device):
+    limits = RunConfig(device=run.device)
+    with process_group(limits) as (placement, device), watch(limits, placement):
+        with together("loading the checkpoint"):
             manifest = verify_checkpoint(folder)
             model, tokenizer, config = read_model(folder, momentum=run.momentum)
             corpus = Corpus.open(run.data)
@@ -109,8 +109,8 @@ def generation_report(run: GenerationRun) -> Scores | None:
             "corpus": {"path": str(run.data), "split": run.split, "fingerprint": corpus.fingerprint},
             "decoding": asdict(run.decoding),
         }
-        log = _open_log(run, about, placement.rank, device)
-        outputs = _write_all(log, writer, rows, run.batch_size, tokenizer, placement, device)
+        log = _open_log(run, about, placement.rank)
+        outputs = _write_all(log, writer, rows, run.batch_size, tokenizer, placement)
         if placement.rank != 0:
             return None
         told = environment(device, placement.world_size)
@@ -160,13 +160,13 @@ def _rows(corpus: Corpus, run: GenerationRun) -> list[_Row]:
     return rows
 
 
-def _open_log(run: GenerationRun, about: Mapping[str, Any], rank: int, device: torch.device) -> PredictionLog:
+def _open_log(run: GenerationRun, about: Mapping[str, Any], rank: int) -> PredictionLog:
     folder = run.report.with_suffix(".unfinished")
     log = None
-    with together("opening the finished rows", device):
+    with together("opening the finished rows"):
         if rank == 0:
             log = PredictionLog(folder, about, rank=rank)
-    with together("opening the finished rows", device):
+    with together("opening the finished rows"):
         return log or PredictionLog(folder, about, rank=rank)
 
 
@@ -177,10 +177,9 @@ def _write_all(
     batch_size: int,
     tokenizer: AtomasTokenizer,
     placement: Placement,
-    device: torch.device,
 ) -> dict[int, str]:
     """Output of every row by its number; on rank 0, the others may see fewer. Collective."""
-    with together("reading the finished rows", device):  # nobody adds a row before all have read
+    with together("reading the finished rows"):  # nobody adds a row before all have read
         finished = log.finished()
     missing = [row for row in rows if row.number not in finished]
     lengths = [len(ids) for ids in tokenizer.encode_batch([row.source for row in missing])]
@@ -204,5 +203,5 @@ def _write_all(
                 if placement.rank < len(turn):
                     log.add((row.number, best) for row, (best, *_) in zip(batch, written, strict=True))
             progress.update(sum(map(len, turn)))
-    with together("writing", device):
+    with together("writing"):  # a rank may be through long before the others
         return log.finished() if placement.rank == 0 else finished

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from atomas.distributed.agreement import from_rank_zero
+from atomas.distributed.agreement import from_rank_zero, together
 from atomas.distributed.collectives import rank
 from atomas.errors import AtomasError
 from atomas.training.tensor_files import sha256, to_disk
@@ -183,11 +183,12 @@ def newest_good_checkpoint(folder: Path, latest: str | None, warn: Callable[[str
         AtomasError: there were checkpoints, and none is whole: never a silent fresh start.
     """
     outcome: tuple[str | None, str | None] = (None, None)
-    if rank() == 0:
-        try:
-            outcome = _choose(folder, latest, warn)
-        except OSError as error:
-            outcome = (None, f"{folder} cannot be read: {error}")
+    with together("reading the newest checkpoint"):  # its hashes may take longer than a collective may wait
+        if rank() == 0:
+            try:
+                outcome = _choose(folder, latest, warn)
+            except OSError as error:
+                outcome = (None, f"{folder} cannot be read: {error}")
     chosen, problem = from_rank_zero(outcome)
     if problem is not None:
         raise AtomasError(problem)

@@ -43,7 +43,7 @@ class Instruments:
         config, device, placement = session.config, session.device, session.placement
         attempt, is_rank_zero = session.run.attempt_path, placement.rank == 0
         peak = peak_flops(device, config.training.precision)
-        with together("opening the records of the run", device):
+        with together("opening the records of the run"):
             records = Records(config, attempt, enabled=is_rank_zero)
             if is_rank_zero:
                 environment = json.loads((attempt / "env.json").read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ class Instruments:
             encoded_twice=cached,
             scored_twice=cached or (config.loss.exchange == "ring" and placement.world_size > 1),
         )
-        with together("writing the memory plan", device):
+        with together("writing the memory plan"):
             memory = MemoryReport(session)
         try:
             with observed_by(meter.timer):

@@ -78,7 +78,7 @@ class Session:
         deepspeed_config = deepspeed_json(config, placement.world_size)
         _set_kernels(config.run.kernels)
         run = _open_run(config, placement, device)
-        with together("writing to the run folder", device):
+        with together("writing to the run folder"):
             if placement.rank == 0:
                 write_json(run.attempt_path / "env.json", environment(device, placement.world_size))
                 write_json(run.attempt_path / "deepspeed.json", deepspeed_config)
@@ -90,14 +90,14 @@ class Session:
                 config.data.validation_split
             )  # a missing split is said now, not at the first evaluation
         opened = None
-        with together("preparing tokenizer and token lengths", device):
+        with together("preparing tokenizer and token lengths"):
             if placement.rank == 0:  # the others then find both in the run's folder
                 opened = _open_stream(config, corpora, run, placement)
-        tokenizer, stream = opened or _open_stream(config, corpora, run, placement)
-
-        gauge = MemoryGauge(device)
-        torch.manual_seed(config.run.seed)  # the same weights on every rank
-        model = build_model(config, tokenizer.vocab_size).to(device)
+        with together("opening tokenizer and token lengths, and building the model"):
+            tokenizer, stream = opened or _open_stream(config, corpora, run, placement)
+            gauge = MemoryGauge(device)
+            torch.manual_seed(config.run.seed)  # the same weights on every rank
+            model = build_model(config, tokenizer.vocab_size).to(device)
         if config.training.compile:
             model.encoder.backbone.compile_blocks()
         momentum = None
@@ -129,7 +129,7 @@ class Session:
             stability=Stability(config.stability),
         )
         session._resume()
-        with together("writing to the run folder", device):
+        with together("writing to the run folder"):
             if placement.rank == 0:
                 run.write_config(config)
         return session
@@ -154,7 +154,7 @@ class Session:
             return
         self.skipped += count
         of_ranks = from_all_ranks(list(own))
-        with together("writing down bad samples", self.device):
+        with together("writing down bad samples"):
             if self.placement.rank == 0:
                 append_skipped(self.run.path, self.step, [one for rank in of_ranks for one in rank])
                 logger.warning(
@@ -225,7 +225,7 @@ class Session:
         trainer = read_trainer(checkpoint)
         check_identity(trainer["identity"], identity(self), checkpoint)
         left_out = []
-        with together("reading which data is left out", self.device):
+        with together("reading which data is left out"):
             if self.placement.rank == 0:
                 left_out = self.run.data_left_out()
         self._go_to(checkpoint, trainer, known_left_out=from_rank_zero(left_out))
@@ -248,7 +248,7 @@ class Session:
         if checkpoint is None:
             raise NumericalTroubleError(f"{reason}, and there is no checkpoint yet to go back to")
         position = self.position.without(step_of(checkpoint), self.step)
-        with together("leaving data out", self.device):  # first of all: a restart must know it too
+        with together("leaving data out"):  # first of all: a restart must know it too
             if self.placement.rank == 0:
                 self.run.leave_data_out(position.left_out)
         log = logger.error if self.placement.rank == 0 else logger.info  # on the console once
@@ -256,7 +256,7 @@ class Session:
         self._go_to(checkpoint, read_trainer(checkpoint), known_left_out=position.left_out)
 
     def _go_to(self, checkpoint: Path, trainer: dict[str, Any], *, known_left_out: Sequence[Range]) -> None:
-        with together(f"reading {checkpoint.name}", self.device):
+        with together(f"reading {checkpoint.name}"):
             restore(self, checkpoint, trainer)
         self.step, self.saver.best_score = trainer["step"], trainer["best_score"]
         self.skipped = trainer["skipped"]
@@ -283,7 +283,7 @@ def _open_stream(
 
 def _open_run(config: Config, placement: Placement, device: torch.device) -> RunDirectory:
     run = None
-    with together("opening the run folder", device):
+    with together("opening the run folder"):
         if placement.rank == 0:
             run = RunDirectory.open(config, is_rank_zero=True)
     attempt = from_rank_zero(None if run is None else run.attempt)

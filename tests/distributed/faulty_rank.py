@@ -2,9 +2,11 @@
 
 python -m tests.distributed.faulty_rank FAULT RANK MOMENT train ...
 
-MOMENT is the number of a batch, counted from 1, as it is loaded; or first-step, evaluation, save (this rank's part is
+MOMENT is the number of a batch, counted from 1, as it is loaded; or lengths (tokenizer and token lengths are about to
+be made), choose (checkpoints are about to be hashed; rank 0 alone), first-step, evaluation, save (this rank's part is
 half written) or publish (all parts are there, the manifest is not; rank 0 alone), each when it comes for the first
-time. The time of the strike is kept in the file that ATOMAS_STRUCK names.
+time. FAULT is a signal, sleep, raise, or how many seconds longer the moment takes. The time of the strike is kept in
+the file that ATOMAS_STRUCK names.
 """
 
 import os
@@ -20,10 +22,12 @@ from atomas.data.batching import PairBatch
 from atomas.data.loader import OrderedItems
 from atomas.distributed.collectives import rank as own_rank
 from atomas.distributed.watchdog import Watchdog
-from atomas.training import loop, saver, snapshot
+from atomas.training import checkpoint, loop, saver, session, snapshot
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
 PLACES: dict[str, tuple[Any, str]] = {
+    "lengths": (session, "_open_stream"),
+    "choose": (checkpoint, "_choose"),
     "first-step": (loop, "contrastive_step"),
     "evaluation": (loop, "evaluate_retrieval"),
     "save": (snapshot, "write_tensors"),
@@ -60,6 +64,8 @@ def strike(fault: str) -> None:
         os.kill(os.getpid(), SIGNALS[fault])
     elif fault == "sleep":
         time.sleep(3600)
+    elif fault.isdecimal():
+        time.sleep(int(fault))
     else:
         raise ValueError("shard 7 is\nbroken")
 

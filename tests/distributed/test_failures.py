@@ -12,6 +12,7 @@ from atomas.data.demo import build_demo_corpus
 from atomas.distributed.watchdog import LOST_RANK_EXIT_CODE
 from atomas.training.autopsy import examine
 from tests.distributed.jobs import SILENCE, SLACK, STRIKES_AT, TIMEOUT, Bench
+from tests.training.conftest import losses
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,21 @@ def test_a_rank_that_sleeps_is_named_after_the_timeout(bench: Bench, undisturbed
     assert TIMEOUT <= waited < TIMEOUT + SLACK
     assert (examine(job.run).cause, examine(job.run).guilty) == ("hang", [1])
     assert bench.train("asleep") == undisturbed
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_one_that_works_longer_than_a_collective_may_take(
+    bench: Bench, undisturbed: list[float]
+) -> None:
+    """Rank 0 alone measures the corpus, and hashes checkpoints."""
+    limit = "--run.collective_timeout_seconds=20"
+    with bench.job("long_lengths", "--training.max_steps=4", limit, fault=(45, 0, "lengths")) as job:
+        job.wait()
+        assert job.codes() == [0, 0], job.errors()
+    with bench.job("long_lengths", limit, fault=(45, 0, "choose")) as job:
+        job.wait()
+        assert job.codes() == [0, 0], job.errors()
+    assert losses(job.run) == undisturbed
 
 
 @pytest.mark.slow
