@@ -67,8 +67,7 @@ bool tiles_usable() {
 }
 #endif
 
-// Sets that this processor and operating system can run, best first.
-std::vector<std::string> instruction_sets() {
+std::vector<std::string> usable_sets() {
   std::vector<std::string> sets;
 #ifdef ATOMAS_X86
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -82,6 +81,13 @@ std::vector<std::string> instruction_sets() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.emplace_back("avx2");
 #endif
   sets.emplace_back("baseline");
+  return sets;
+}
+
+// Sets that this processor and operating system can run, best first. Asked once: in a virtual machine CPUID takes
+// microseconds.
+const std::vector<std::string>& instruction_sets() {
+  static const std::vector<std::string> sets = usable_sets();
   return sets;
 }
 
@@ -224,13 +230,18 @@ Contrastive contrastive(int threads, std::int64_t count, std::int64_t width, flo
           threads};
 }
 
+// Queries lie side by side in a vector: eight and fewer leave half of one of AVX-512 empty.
+std::string set_for_queries(const std::string& isa, std::int64_t count) {
+  return count <= 8 && (isa == "avx512" || isa == "amx_bf16") ? "avx2" : isa;
+}
+
 void contrastive_forward(const std::string& isa, int threads, std::int64_t count, std::int64_t width, float alpha,
                          float temperature, const Rows& keys, const Rows& queue, Address query, Address momentum_query,
                          Address positive, Address ignore, Address loss, Address normalizer, Address grad_query,
                          Address grad_temperature) {
   const Contrastive problem = contrastive(threads, count, width, alpha, temperature, keys, queue, query,
                                           momentum_query, positive, ignore);
-  kernels_of(isa).contrastive_forward(
+  kernels_of(set_for_queries(isa, count)).contrastive_forward(
       {problem, at<float>(loss), at<float>(normalizer), at<float>(grad_query), at<float>(grad_temperature)});
 }
 
@@ -240,7 +251,8 @@ void contrastive_key_gradient(const std::string& isa, int threads, std::int64_t 
                               Address grad_keys) {
   const Contrastive problem = contrastive(threads, count, width, alpha, temperature, keys, queue, query,
                                           momentum_query, positive, ignore);
-  kernels_of(isa).contrastive_key_gradient({problem, at<const float>(normalizer), at<float>(grad_keys)});
+  kernels_of(set_for_queries(isa, count))
+      .contrastive_key_gradient({problem, at<const float>(normalizer), at<float>(grad_keys)});
 }
 
 // address, numbers from one row to the next

@@ -32,11 +32,28 @@ struct Steps {
   int64_t token, depth;
 };
 
+// What a product has to do beside every step of its sum: nothing, or
+struct Nothing {
+  ATOMAS_INLINE void operator()() const {}
+};
+
+// fetch a line of memory that is wanted next into the second-level cache: a product has the time for it.
+struct Prefetch {
+  const char* next;
+  const char* end;
+
+  ATOMAS_INLINE void operator()() {
+    if (next >= end) return;
+    __builtin_prefetch(next, 0, 2);
+    next += 64;
+  }
+};
+
 // out[i * stride + j] (+)= sum over d < depth of Step(left(i, d), right(d, j)) for one tile. The columns of the right
 // side are neighbours.
-template <class Step, int rows, bool add>
+template <class Step, int rows, bool add, class Beside = const Nothing>
 ATOMAS_INLINE void tile(const float* left, Steps left_steps, const float* right, int64_t right_step, int64_t depth,
-                        float* out, int64_t stride) {
+                        float* out, int64_t stride, Beside& beside = Nothing{}) {
   Floats sum[rows][kTileVectors] = {};
   for (int64_t d = 0; d < depth; ++d) {
     Floats b[kTileVectors];
@@ -48,6 +65,7 @@ ATOMAS_INLINE void tile(const float* left, Steps left_steps, const float* right,
 #pragma GCC unroll 4
       for (int v = 0; v < kTileVectors; ++v) sum[i][v] = Step::add(sum[i][v], a, b[v]);
     }
+    beside();
     left += left_steps.depth;
     right += right_step;
   }

@@ -89,9 +89,21 @@ def test_is_the_reference_at_the_edges(instruction_set: str, b: int, keys: int, 
     _assert_exact(_problem(b, keys, queue, 40, share_ignored=0.3 * (b % 2)))
 
 
-@pytest.mark.parametrize("width", [1, 2, 8, 15, 16, 17, 24, 31, 33, 64, 100, 768])
+# Rows of 64 and 768 numbers are read where they are, those of 1,024 would share their places in the cache.
+@pytest.mark.parametrize("width", [1, 2, 8, 15, 16, 17, 24, 31, 33, 64, 100, 768, 1024])
 def test_is_the_reference_for_any_width(instruction_set: str, width: int) -> None:
     _assert_exact(_problem(10, 12, 300, width))
+
+
+@pytest.mark.parametrize("stride", [65, 80, 1024])
+def test_rows_apart_give_the_same_bits(instruction_set: str, stride: int) -> None:
+    problem = _problem(33, 50, 300, 64)
+    assert problem.queue is not None
+    apart = torch.full((300, stride), math.nan)
+    apart[:, :64] = problem.queue
+    got = _with_gradients(native.contrastive_cross_entropy, problem._replace(queue=apart[:, :64]))
+    expected = _with_gradients(native.contrastive_cross_entropy, problem)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_more_logits_than_are_kept_at_a_time(instruction_set: str) -> None:
