@@ -8,6 +8,7 @@ B pairs in the contrastive batch of all ranks, D model width, N tokens of one se
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from atomas.addresses import check_address
 from atomas.errors import AtomasError
 
 
@@ -93,6 +94,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the corpora."""
+        for name in self.corpora:
+            check_address(name, "data.corpus = ")
         weights = [weight for weight in self.corpora.values() if weight is not None]
         if not self.corpora or not all(0 < weight < float("inf") for weight in weights):
             raise AtomasError(f"data.corpus = {self.corpus}: one corpus at least, and weights above 0")
@@ -107,7 +110,8 @@ class StorageConfig:
     """How the shards of a corpus that lies elsewhere come to a node, and stay there."""
 
     cache_dir: str = ""
-    """Folder on a disk of the node, shared by its processes; empty takes `atomas-shards-UID` where TMPDIR points to."""
+    """Folder on a disk of the node, by default the one that TMPDIR names. All processes of a user share
+    `atomas-shards-UID` in it."""
     cache_gib: float = 100.0
     """Largest size of that folder in GiB. The shards that were not read for longest make room."""
     timeout_seconds: float = 30.0
@@ -341,7 +345,7 @@ class CheckpointConfig:
     keep_last: int = 2
     """Newest checkpoints that are kept; the best one is kept besides."""
     keep_every: int = 0
-    """Checkpoints whose step is a multiple of this are kept for ever; 0 keeps none for that reason."""
+    """The first checkpoint at or after every multiple of this step is kept for ever; 0 keeps none for that reason."""
     failures_allowed: int = 3
     """Checkpoints in a row that may fail, as on a full disk, before the run ends; each failure is one line in the log,
     and the next checkpoint tries again. The last checkpoint of a run must not fail."""

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from atomas.disk import sync
+
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
@@ -16,6 +18,7 @@ def write_json(path: Path, value: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)  # or a power cut brings the old file back
     except OSError:
         temporary.unlink(missing_ok=True)  # on a full disk it takes the room of what is tried next
         raise

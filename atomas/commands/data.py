@@ -102,7 +102,7 @@ def _register_build(commands: Any) -> None:
     parser.add_argument("--slurm", metavar="PARTITION", help="do the work in Slurm arrays of this partition")
     parser.add_argument(
         "--slurm-option", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-        help="option for sbatch, e.g. account=abc time=02:00:00",
+        help="option for sbatch, e.g. account=abc time=02:00:00 (default 04:00:00 for a task)",
     )  # fmt: skip
     parser.add_argument(
         "--memory", type=float, default=2.0, metavar="GIB",

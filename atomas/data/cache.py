@@ -1,4 +1,4 @@
-"""Files of other machines on a disk of this one: shared by all processes of a node, bounded in size.
+"""Files of other machines on a disk of this one: shared by all of a user's processes of a node, bounded in size.
 
     DIR/<sha256>              a whole file, checked; its modification time is when it was last asked for
         <sha256>.<bytes>.partial  as much of it as has come
@@ -47,6 +47,7 @@ class FileCache:
             OSError: what `download` raises, and bytes that are not those of the index.
         """
         path = self._path(file)
+        self._check_owner()
         if self._is_there(path, file):
             return path
         try:
@@ -64,6 +65,7 @@ class FileCache:
     def fetch_ahead(self, file: StoredFile, name: str, download: Download) -> None:
         """Fetch the file if it is not there and nobody else does so; raises what `get` raises."""
         path = self._path(file)
+        self._check_owner()
         if self._is_there(path, file):
             return
         lock = self._lock(path)
@@ -85,6 +87,14 @@ class FileCache:
         if not _SHA256.fullmatch(file.sha256):
             raise AtomasError(f"the index is damaged: {file.sha256!r} is no SHA-256")
         return self.folder / file.sha256
+
+    def _check_owner(self) -> None:
+        """Whoever may write there decides what is read."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if self.folder.stat().st_uid != os.getuid():
+                raise AtomasError(
+                    f"{self.folder} belongs to another user: remove it, or set storage.cache_dir to another folder"
+                )
 
     def _is_there(self, path: Path, file: StoredFile) -> bool:
         try:

@@ -3,6 +3,7 @@
 The corpus is read once; identities of both sides are joined by DuckDB, which goes to disk when memory is short.
 """
 
+import glob
 import json
 import tempfile
 from array import array
@@ -83,12 +84,12 @@ def find_leakage(
 def _compare(
     database: Any, files: Sequence[str], names: Sequence[str], kind: IdentityKind
 ) -> Iterator[Leakage | Leak]:
-    """`files`: the identities of the corpus, then those of every set."""
+    """`files`: SQL for the identities of the corpus, then for those of every set."""
     for by in BYS:
-        database.execute(f"CREATE TABLE known_{by} AS SELECT DISTINCT {by} FROM '{files[0]}' WHERE {by} != 0")
+        database.execute(f"CREATE TABLE known_{by} AS SELECT DISTINCT {by} FROM {files[0]} WHERE {by} != 0")
     for name, path in zip(names, files[1:], strict=True):
         flags = ", ".join(f"{by} IN (SELECT {by} FROM known_{by}) AS by_{by}" for by in BYS)
-        database.execute(f"CREATE OR REPLACE TABLE found AS SELECT row, {flags} FROM '{path}'")
+        database.execute(f"CREATE OR REPLACE TABLE found AS SELECT row, {flags} FROM {path}")
         sums = ", ".join(f"count(*) FILTER (by_{by})" for by in BYS)
         clean = "count(*) FILTER (NOT (by_molecule OR by_skeleton OR by_text))"
         rows, molecule, skeleton, text, clean_rows = database.execute(
@@ -211,7 +212,7 @@ def _block_keys(split: ShardedSplit, block: int) -> list[Keys]:
 
 
 def _spill(folder: Path, keys: Iterator[tuple[int, Keys]]) -> str:
-    """Identities into Parquet files, some hundred thousand rows in each; returns the pattern of their names."""
+    """Identities into Parquet files, some hundred thousand rows in each; returns the SQL that reads them all."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -228,4 +229,5 @@ def _spill(folder: Path, keys: Iterator[tuple[int, Keys]]) -> str:
     if not any(folder.iterdir()):
         empty = {name: np.zeros(0, dtype=np.int64) for name in ("row", *BYS)}
         parquet.write_table(pa.table(empty), folder / "000000.parquet")
-    return f"{folder}/*.parquet"
+    names = f"{glob.escape(str(folder))}/*.parquet".replace("'", "''")
+    return f"read_parquet('{names}')"

@@ -28,7 +28,7 @@ _TRIES_OF_EVICTED = 5
 class RemoteFolder:
     """A corpus under an address that fsspec knows: http(s), s3, and others whose package is installed.
 
-    Credentials are those that the scheme's own library finds, such as AWS_* in the environment.
+    Credentials are those that the scheme's own library finds, such as AWS_* in the environment; for HTTP, in ~/.netrc.
     """
 
     folder = None
@@ -38,11 +38,8 @@ class RemoteFolder:
         self._config = config
         self._protocol = address.partition("://")[0]
         _check_protocol(self._protocol)
-        cache = (
-            Path(config.cache_dir)
-            if config.cache_dir
-            else Path(tempfile.gettempdir(), f"atomas-shards-{os.getuid()}")
-        )
+        # of one user: what several share, the first could make the others train on
+        cache = Path(config.cache_dir or tempfile.gettempdir(), f"atomas-shards-{os.getuid()}")
         self._ahead: deque[StoredFile] = deque()
         self._fetcher: threading.Thread | None = None
         self._cache = FileCache(cache, int(config.cache_gib * 2**30))
@@ -52,10 +49,7 @@ class RemoteFolder:
         return {**self.__dict__, "_ahead": deque(), "_fetcher": None}
 
     def __str__(self) -> str:
-        """The address without the user and password that may stand in it: it goes into logs."""
-        scheme, mark, rest = self._address.partition("://")
-        host, slash, path = rest.partition("/")
-        return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
+        return self._address
 
     def where(self, path: str) -> str:
         """The address of a file, for messages."""
@@ -167,7 +161,11 @@ def _filesystem(protocol: str, timeout: float, process: int) -> Any:
 
         limits = aiohttp.ClientTimeout(total=20 * timeout, sock_connect=timeout, sock_read=timeout)
         # A compressed body could not be asked for in pieces.
-        options["client_kwargs"] = {"timeout": limits, "headers": {"Accept-Encoding": "identity"}}
+        options["client_kwargs"] = {
+            "timeout": limits,
+            "headers": {"Accept-Encoding": "identity"},
+            "trust_env": True,  # ~/.netrc, and the proxies that *_proxy name
+        }
     elif protocol == "s3":
         # One attempt each: it is repeated here, and counted.
         options["config_kwargs"] = {

@@ -33,6 +33,7 @@ from atomas.data.blocks import (
     unpack,
 )
 from atomas.data.storage import Storage, open_storage
+from atomas.disk import sync
 from atomas.errors import AtomasError
 from atomas.version import __version__
 
@@ -269,6 +270,7 @@ def rewrite_index(directory: Path, index: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    sync(path.parent)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
+from atomas.addresses import check_address
 from atomas.config import StorageConfig
 from atomas.errors import AtomasError
 
@@ -123,12 +124,14 @@ class LocalFolder:
 def open_storage(location: Path | str, config: StorageConfig | None = None) -> Storage:
     """The storage that a folder or an address (`file:`, `http(s)://`, `s3://`, ...) names.
 
-    Raises AtomasError for a scheme that is unknown or needs a package that is not installed.
+    Raises AtomasError for a scheme that is unknown or needs a package that is not installed, and for a password in the
+    address.
     """
     if isinstance(location, Path) or not is_address(location):
         return LocalFolder(Path(location))
     if location.startswith("file:"):
         return LocalFolder(Path(unquote(urlsplit(location).path)))
+    check_address(location)
     from atomas.data.remote import RemoteFolder
 
     return RemoteFolder(location, config or StorageConfig())

@@ -26,7 +26,6 @@ from safetensors.numpy import load, save
 from atomas.data.batching import PairBatch, RaggedTokens, stable_id
 from atomas.data.block_cache import BlockCache
 from atomas.data.blocks import Compression
-from atomas.data.building.plan import sync
 from atomas.data.lengths import TokenLengths, block_workers, stored_lengths
 from atomas.data.loader import OrderedLoader
 from atomas.data.progress import Progress
@@ -42,6 +41,7 @@ from atomas.data.shards import (
     write_index,
 )
 from atomas.data.tokenizer import EOS_ID, AtomasTokenizer
+from atomas.disk import sync
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 
@@ -63,8 +63,8 @@ def tokenize_corpus(
 ) -> Path:
     """Write the tokens of every split of a corpus; returns their folder, whose name ends with the fingerprint.
 
-    What is there already is left. A run that was cut off goes on with the shard it was at. `workers`: processes;
-    None: as many as are worth it. Raises AtomasError for a folder that is no corpus or cannot be written.
+    What is there already and whole is left. A run that was cut off goes on with the shard it was at. `workers`:
+    processes; None: as many as are worth it. Raises AtomasError for a folder that is no corpus or cannot be written.
     """
     corpus = Corpus.open(directory)
     folder = directory / f"{FOLDER_PREFIX}{tokenizer.fingerprint[:16]}"
@@ -231,12 +231,21 @@ class _BlockTokens:
 
 
 def _is_complete(folder: Path, corpus: Corpus, tokenizer: AtomasTokenizer) -> bool:
-    """Whether the folder holds the tokens of these very records; a damaged one does not."""
+    """Whether the folder holds the tokens of these very records; a damaged one does not: every byte is read."""
     try:
         tokens = Corpus.open(folder)
-    except AtomasError:
+        if tokens.index.get("tokens_of") != _tokens_of(corpus, tokenizer):
+            return False
+        for name, split in tokens.splits.items():
+            token_lengths(tokens, name)
+            with Progress(f"checking {name}", split.num_records, unit="pairs") as progress:
+                for shard in split.shards:
+                    if file_sha256(folder / shard.path) != shard.sha256:
+                        return False
+                    progress.update(shard.num_records)
+    except (AtomasError, OSError):
         return False
-    return tokens.index.get("tokens_of") == _tokens_of(corpus, tokenizer)
+    return True
 
 
 def _tokens_of(corpus: Corpus, tokenizer: AtomasTokenizer) -> dict[str, str]:

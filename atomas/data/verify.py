@@ -27,6 +27,7 @@ from atomas.data.shards import (
     rewrite_index,
 )
 from atomas.data.storage import open_storage
+from atomas.disk import sync
 from atomas.errors import AtomasError
 
 QUARANTINE_NAME = "quarantine"
@@ -332,9 +333,7 @@ def _write_again(directory: Path, one: _Checked, number: int, first_block: int) 
             file.seek(block.offset)
             writer.write_block(unpack(file.read(block.bytes), block), block.num_records)
     shard = writer.index().shards[0]
-    descriptor = os.open(directory / shard.path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    sync(directory / shard.path)
     return shard
 
 

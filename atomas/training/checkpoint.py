@@ -15,12 +15,12 @@ is a pickle. `snapshot` says what is written, `saver` when.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from atomas.disk import sync, sync_folders
 from atomas.distributed.agreement import from_rank_zero, together
 from atomas.distributed.collectives import rank
 from atomas.errors import AtomasError
@@ -38,7 +38,7 @@ class FileEntry(TypedDict):
 
 
 def file_entries(paths: Mapping[str, Path]) -> dict[str, FileEntry]:
-    """Force files to the disk, and read size and hash back from there.
+    """Force files to the disk, and read size and hash back from there. Their names are for `sync_folders` to force.
 
     Raises:
         OSError: one cannot be read.
@@ -70,10 +70,9 @@ def publish(partial: Path, final: Path, step: int, known: Mapping[str, FileEntry
     manifest = partial / MANIFEST
     manifest.write_text(_manifest(step, files), encoding="utf-8")
     to_disk(manifest)
+    sync_folders([manifest, *paths.values()], top=partial)
     partial.rename(final)
-    parent = os.open(final.parent, os.O_RDONLY)
-    os.fsync(parent)  # the rename itself must survive a power cut
-    os.close(parent)
+    sync(final.parent)  # the rename itself must survive a power cut
 
 
 def _manifest(step: int, files: Mapping[str, FileEntry]) -> str:
@@ -166,18 +165,25 @@ def resolve_checkpoint(path: Path, *, best: bool = False) -> Path:
     return resolve_checkpoint(path / "checkpoints" / name)
 
 
-def newest_good_checkpoint(folder: Path, latest: str | None, warn: Callable[[str], None]) -> Path | None:
+def newest_good_checkpoint(
+    folder: Path,
+    latest: str | None,
+    warn: Callable[[str], None],
+    *,
+    in_doubt: Callable[[Path], bool] = lambda checkpoint: False,
+) -> Path | None:
     """The newest checkpoint that is whole; whatever is wrong with newer ones goes to `warn`. Same on all ranks.
 
-    Damaged ones get the ending `.damaged`, so that their step can be saved anew.
+    Newer ones get the ending `.damaged` or `.in_doubt`, so that their step can be saved anew.
 
     Args:
         folder: the run's `checkpoints` folder.
         latest: name of the checkpoint that was published last, as the run remembers it.
         warn: told each problem on rank 0.
+        in_doubt: says of a whole one that it is not to be taken all the same.
 
     Returns:
-        None where the run has published no checkpoint yet.
+        None where the run has published no checkpoint yet, or none but those in doubt.
 
     Raises:
         AtomasError: there were checkpoints, and none is whole: never a silent fresh start.
@@ -186,7 +192,7 @@ def newest_good_checkpoint(folder: Path, latest: str | None, warn: Callable[[str
     with together("reading the newest checkpoint"):  # its hashes may take longer than a collective may wait
         if rank() == 0:
             try:
-                outcome = _choose(folder, latest, warn)
+                outcome = _choose(folder, latest, warn, in_doubt)
             except OSError as error:
                 outcome = (None, f"{folder} cannot be read: {error}")
     chosen, problem = from_rank_zero(outcome)
@@ -195,10 +201,25 @@ def newest_good_checkpoint(folder: Path, latest: str | None, warn: Callable[[str
     return None if chosen is None else Path(chosen)
 
 
-def prune_checkpoints(folder: Path, *, keep_last: int, keep_every: int, best: Path | None) -> None:
-    """Remove all but the newest `keep_last`, the best one and those of every `keep_every`-th step; one process."""
-    for old in list_checkpoints(folder)[keep_last:]:
-        if keep_every and step_of(old) % keep_every == 0:
+def prune_checkpoints(
+    folder: Path,
+    *,
+    keep_last: int,
+    keep_every: int,
+    best: Path | None,
+    in_doubt: Callable[[Path], bool] = lambda checkpoint: False,
+) -> None:
+    """Remove checkpoints; one process.
+
+    What stays: the newest `keep_last`, and the newest one that is not `in_doubt`, so that there is a way back; the best
+    one; and of every `keep_every` steps the first, which may have been put off for some steps.
+    """
+    found = list_checkpoints(folder)
+    sound = next((checkpoint for checkpoint in found if not in_doubt(checkpoint)), None)
+    period = 0
+    for old in reversed(found):
+        former, period = period, step_of(old) // keep_every if keep_every else 0
+        if old in found[:keep_last] or old == sound or period > former:
             continue
         if best is None or old.resolve() != best.resolve():
             # first out of the name that means "complete": a removal that is cut off leaves nothing that looks whole
@@ -207,11 +228,14 @@ def prune_checkpoints(folder: Path, *, keep_last: int, keep_every: int, best: Pa
             shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _choose(folder: Path, latest: str | None, warn: Callable[[str], None]) -> tuple[str | None, str | None]:
+def _choose(
+    folder: Path, latest: str | None, warn: Callable[[str], None], in_doubt: Callable[[Path], bool]
+) -> tuple[str | None, str | None]:
     for leftover in [*folder.glob("*.partial"), *folder.glob("*.removed")]:
         shutil.rmtree(leftover, ignore_errors=True)
     found = list_checkpoints(folder)
     problems = []
+    endings: dict[Path, str] = {}
     if latest is not None and not (folder / latest).exists():
         problems.append(f"the newest checkpoint, {folder / latest}, is missing")
         warn(f"{problems[0]}; looking for an older one")
@@ -221,12 +245,17 @@ def _choose(folder: Path, latest: str | None, warn: Callable[[str], None]) -> tu
         except AtomasError as error:
             problems.append(str(error))
             warn(f"{error}; trying the checkpoint before it")
+            endings[checkpoint] = "damaged"
             continue
-        for damaged in found[: found.index(checkpoint)]:
-            shutil.rmtree(damaged.with_name(f"{damaged.name}.damaged"), ignore_errors=True)
-            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
+        if in_doubt(checkpoint):
+            endings[checkpoint] = "in_doubt"
+            continue
+        for newer, ending in endings.items():
+            aside = newer.with_name(f"{newer.name}.{ending}")
+            shutil.rmtree(aside, ignore_errors=True)
+            newer.rename(aside)
         return str(checkpoint), None
-    if problems:
+    if problems and "in_doubt" not in endings.values():
         return None, (
             f"no checkpoint in {folder} is whole ({problems[0]}); restore one, or start a new run with another "
             "run.name"

@@ -16,6 +16,7 @@ from typing import Any
 
 from atomas.config import Config
 from atomas.config_file import dump_config
+from atomas.disk import sync
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 from atomas.training.tensor_files import to_disk
@@ -45,6 +46,8 @@ class RunDirectory:
             numbers = [int(p.name) for p in (path / "attempts").iterdir() if p.name.isdigit()]
             run = cls(path=path, attempt=max(numbers, default=0) + 1)
             run.attempt_path.mkdir()
+            for folder in (path, path.parent):  # a checkpoint is nowhere if the folder around it is lost
+                sync(folder)
         except OSError as error:
             raise AtomasError(f"run folder {path} cannot be written: {error}") from None
         return run
@@ -69,6 +72,7 @@ class RunDirectory:
         temporary.write_text(checkpoint.name + "\n", encoding="utf-8")
         to_disk(temporary)
         temporary.replace(self.path / name)
+        sync(self.path)
 
     def name_in(self, name: str) -> str | None:
         """The name of the checkpoint that LATEST or BEST holds, whether it is still there or not."""

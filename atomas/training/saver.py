@@ -30,7 +30,7 @@ from atomas.training.checkpoint import (
     publish,
 )
 from atomas.training.run_directory import RunDirectory
-from atomas.training.snapshot import HostCopies, Snapshot
+from atomas.training.snapshot import HostCopies, Snapshot, saved_in_doubt
 from atomas.training.telemetry import logger
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
@@ -156,6 +156,7 @@ class Saver:
 
     def _publish(self, job: "_Job") -> None:
         job.complete()
+        job.whole = True
         try:
             self._run.point("LATEST", job.final)
             if job.is_best:
@@ -167,7 +168,13 @@ class Saver:
         keep_last, keep_every = self._config.keep_last, self._config.keep_every
         try:
             best = self._run.pointed("BEST")
-            prune_checkpoints(self._run.checkpoints, keep_last=keep_last, keep_every=keep_every, best=best)
+            prune_checkpoints(
+                self._run.checkpoints,
+                keep_last=keep_last,
+                keep_every=keep_every,
+                best=best,
+                in_doubt=saved_in_doubt,
+            )
         except OSError as error:  # the new one is there all the same
             logger.warning("older checkpoints could not be removed: %s", error)
 
@@ -180,7 +187,10 @@ class Saver:
         reason = "on another rank; its log says why"
         if job.error is not None:
             reason = f"on rank {rank()}: {' '.join(str(job.error).split()) or type(job.error).__name__}"
-        message = f"checkpoint {job.final.name} could not be written {reason}; older ones stay as they are"
+        message = f"checkpoint {job.final.name} could not be {'published' if job.publishing else 'written'} {reason}"
+        if job.whole:
+            message = f"checkpoint {job.final.name} is whole, but LATEST or BEST could not be made to name it {reason}"
+        message += "; older ones stay as they are"
         if must_succeed or self._failures > self._config.failures_allowed:
             raise AtomasError(message)
         level = logger.info if job.error is None else logger.error
@@ -198,6 +208,8 @@ class _Job:
     begun: float
     stalled: float = 0.0
     publishing: bool = False
+    whole: bool = False
+    """On rank 0: it is published, though LATEST may not name it"""
     snapshot: Snapshot | None = None
     error: Exception | None = None
     thread: threading.Thread | None = None

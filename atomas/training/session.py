@@ -35,6 +35,7 @@ from atomas.training.snapshot import (
     identity,
     read_trainer,
     restore,
+    saved_in_doubt,
     seed_dropout,
 )
 from atomas.training.stability import BAD_STEPS, NumericalTroubleError, Stability
@@ -205,6 +206,7 @@ class Session:
             "loss_scale": self.shard.scale(),
             "queue": None if self.momentum is None else self.momentum.queue.get_extra_state(),
             "stability": self.stability.state(),
+            "in_doubt": self.stability.in_doubt,
             "skipped": self.skipped,
             "data_left_out": self.position.left_out,
             "identity": identity(self),
@@ -232,7 +234,7 @@ class Session:
         logger.info("continuing %s at step %d", checkpoint, self.step)
 
     def roll_back(self, reason: str) -> None:
-        """Return to the newest checkpoint, and let nobody take the data again that came since. Collective.
+        """Return to the newest checkpoint from before the trouble, and on without the data since then. Collective.
 
         Raises:
             NumericalTroubleError: the run may not go back, or has nothing to go back to.
@@ -244,7 +246,7 @@ class Session:
             raise NumericalTroubleError(
                 f"{reason}{used}; the batches are in {self.run.attempt_path / BAD_STEPS}"
             )
-        checkpoint = newest_good_checkpoint(self.run.checkpoints, None, logger.error)
+        checkpoint = newest_good_checkpoint(self.run.checkpoints, None, logger.error, in_doubt=saved_in_doubt)
         if checkpoint is None:
             raise NumericalTroubleError(f"{reason}, and there is no checkpoint yet to go back to")
         position = self.position.without(step_of(checkpoint), self.step)

@@ -109,6 +109,14 @@ def read_trainer(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def saved_in_doubt(checkpoint: Path) -> bool:
+    """It was asked for while the losses jumped. One that cannot be read is not in doubt, but damaged."""
+    try:
+        return bool(read_trainer(checkpoint).get("in_doubt", False))
+    except AtomasError:
+        return False
+
+
 def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
     """The tensors of a file.
 

@@ -101,7 +101,10 @@ class Stability:
 
     @property
     def in_doubt(self) -> bool:
-        """The last losses were spikes: the run may soon have to go back to before them, so nothing is to be saved."""
+        """The last losses were spikes: the run may soon have to go back to before them.
+
+        Nothing is saved then that is not asked for; what is, on a stop or a SAVE file, is no place to go back to.
+        """
         return self._spikes > 0 and self._config.rollbacks > 0
 
     def record(self) -> dict[str, float]:

@@ -27,6 +27,8 @@ class BadServer:
         """Path and range of every request for a shard"""
         self.sent: dict[str, int] = {}
         """Bytes of the body that each shard's requests got"""
+        self.wanted = ""
+        """Authorization header without which every request is refused"""
         self.closing = threading.Event()
         server = self
 
@@ -64,6 +66,8 @@ class BadServer:
         if is_shard:
             self.requests.append(f"{path.name} {request.headers.get('Range', '')}")
             fault = self.always or (self.faults.popleft() if self.faults else "")
+        if self.wanted and request.headers.get("Authorization") != self.wanted:
+            fault = 401
         if isinstance(fault, int) or not path.is_file():
             request.send_response(fault if isinstance(fault, int) else 404)
             request.send_header("Content-Length", "0")

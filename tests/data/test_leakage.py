@@ -1,6 +1,7 @@
 """Rows of evaluation sets that a training corpus holds."""
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,17 @@ def test_by_molecule_skeleton_and_text(corpus: Path, tmp_path: Path) -> None:
         Leak(set=file, row=4, by=("text",)),
         Leak(set=file, row=7, by=("molecule", "skeleton", "text")),
     ]
+
+
+def test_in_a_temporary_folder_of_any_name(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "it's [a] *strange*; --name"
+    odd.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(odd))
+    file = write_pairs(tmp_path / "test.tsv", EVALUATION)
+    found = next(iter(find_leakage(corpus, [file], workers=1)))
+    assert found == Leakage(set=file, rows=5, molecule=2, skeleton=3, text=2, clean=1)
 
 
 def test_against_a_corpus_and_a_file_without_texts(corpus: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Corpora on other machines: real servers on loopback that stall, cut, lie and recover; one cache for all."""
 
+import base64
 import multiprocessing
 import os
 import pickle
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from atomas.addresses import check_address
 from atomas.config import Config, DataConfig, RunConfig, StorageConfig
+from atomas.config_file import load_config
 from atomas.data import remote
 from atomas.data.corpora import Corpora
 from atomas.data.order import GlobalOrder
@@ -64,8 +67,13 @@ def ids(split: ShardedSplit) -> list[str]:
 EXPECTED = [str(number) for number in range(NUM_RECORDS)]
 
 
+def cache_in(folder: Path | str) -> Path:
+    """Where this user's shards are kept in `storage.cache_dir`."""
+    return Path(folder) / f"atomas-shards-{os.getuid()}"
+
+
 def cached(config: StorageConfig) -> list[str]:
-    return sorted(path.name for path in Path(config.cache_dir).iterdir() if path.name != "locks")
+    return sorted(path.name for path in cache_in(config.cache_dir).iterdir() if path.name != "locks")
 
 
 def test_a_corpus_over_http_is_fetched_once_and_then_read_from_disk(
@@ -150,7 +158,7 @@ def test_a_broken_download_goes_on_where_it_stopped(
         Corpus.open(server.url, config).split("train").read_block(0)
     (partial,) = cached(config)
     assert partial.endswith(".partial")
-    assert (Path(config.cache_dir) / partial).stat().st_size == 16 * 1024
+    assert (cache_in(config.cache_dir) / partial).stat().st_size == 16 * 1024
     split = Corpus.open(server.url, config).split("train")
     split.read_block(0)
     assert server.sent["shard-000000.tar"] == split.shards[0].bytes, "no byte was sent twice"
@@ -160,8 +168,8 @@ def test_a_broken_download_goes_on_where_it_stopped(
 def test_a_partial_of_other_bytes_is_not_trusted(server: BadServer, config: StorageConfig) -> None:
     split = Corpus.open(server.url, config).split("train")
     shard = split.shards[0]
-    folder = Path(config.cache_dir)
-    folder.mkdir()
+    folder = cache_in(config.cache_dir)
+    folder.mkdir(parents=True)
     (folder / f"{shard.sha256}.{shard.bytes}.partial").write_bytes(b"x" * 5000)
     assert len(split.read_block(0)) == 20
     assert cached(config) == [shard.sha256]
@@ -172,7 +180,7 @@ def test_a_cached_shard_that_the_disk_damaged_is_fetched_again(
 ) -> None:
     split = Corpus.open(server.url, config).split("train")
     expected = split.read_block(1)
-    path = Path(config.cache_dir) / split.shards[0].sha256
+    path = cache_in(config.cache_dir) / split.shards[0].sha256
     data = bytearray(path.read_bytes())
     data[split.blocks[1].offset + 7] ^= 4
     path.write_bytes(data)
@@ -188,15 +196,18 @@ def test_the_cache_keeps_to_its_limit_and_drops_the_longest_unused(
     shards = corpus.split("train").shards
     limit = sum(shard.bytes for shard in shards[:2]) + 100
     small = StorageConfig(cache_dir=config.cache_dir, cache_gib=limit / 2**30)
-    (Path(small.cache_dir) / "somebody's").mkdir(parents=True)
-    (Path(small.cache_dir) / "thesis.tar").touch()
+    (cache_in(small.cache_dir) / "somebody's").mkdir(parents=True)
+    (cache_in(small.cache_dir) / "thesis.tar").touch()
     split = Corpus.open(server.url, small).split("train")
     first_block = [0, *corpus.split("train")._block_ends.tolist()]
 
     def use(shard: int) -> None:
         split.read_block(first_block[shard])
         time.sleep(0.02)  # so that times of use differ
-        assert sum(path.stat().st_size for path in Path(small.cache_dir).iterdir() if path.is_file()) <= limit
+        assert (
+            sum(path.stat().st_size for path in cache_in(small.cache_dir).iterdir() if path.is_file())
+            <= limit
+        )
 
     for shard in (0, 1, 0, 2):
         use(shard)
@@ -292,7 +303,7 @@ def test_a_full_disk_makes_the_cache_smaller(server: BadServer, small_disk: Path
     """storage.cache_gib promised more than there is: older shards go, and everything is read."""
     split = Corpus.open(server.url, StorageConfig(cache_dir=str(small_disk / "cache"))).split("train")
     assert ids(split) == EXPECTED
-    assert 1 <= len(list((small_disk / "cache").glob("?" * 64))) <= 2
+    assert 1 <= len(list(cache_in(small_disk / "cache").glob("?" * 64))) <= 2
 
 
 def test_a_disk_full_of_other_things_is_named(server: BadServer, small_disk: Path) -> None:
@@ -319,17 +330,51 @@ def test_an_address_that_cannot_be_used_says_why(server: BadServer, config: Stor
         Corpus.open("http://127.0.0.1:1", closed)
 
 
-def test_a_password_in_an_address_is_used_and_not_told(server: BadServer, config: StorageConfig) -> None:
-    address = server.url.replace("://", "://somebody:secret@")
-    split = Corpus.open(address, config).split("train")
+def test_a_password_in_an_address_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AtomasError) as told:
+        Corpus.open("s3://key:secret@bucket/corpus")
+    assert str(told.value).startswith("s3://bucket/corpus was given with a user or password in it")
+    assert "AWS_SECRET_ACCESS_KEY" in str(told.value)
+    for address in ("http://somebody:secret@host/a", "https://token-secret@host/a", "ftp://me:secret@host/a"):
+        with pytest.raises(AtomasError) as told:
+            Corpus.open(address)
+        assert "secret" not in str(told.value).replace("password SECRET", "")
+        assert ("netrc" in str(told.value)) == address.startswith("http")
+    check_address("abfs://container@account.dfs.core.windows.net/a")
+    check_address("http://host/a@b:c")
+    path = tmp_path / "run.yaml"
+    path.write_text("data:\n  corpus: [here, 's3://key:secret@bucket/corpus']\n")
+    with pytest.raises(
+        AtomasError, match=r"run\.yaml:2.*: data\.corpus = s3://bucket/corpus was given"
+    ) as told:
+        load_config(path)
+    assert "secret@" not in str(told.value)
+
+
+def test_a_password_is_read_from_netrc(
+    server: BadServer, config: StorageConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.wanted = "Basic " + base64.b64encode(b"somebody:secret").decode()
+    assert ids(Corpus.open(server.url, config).split("train")) == EXPECTED
+    monkeypatch.delenv("NETRC")
+    with pytest.raises(AtomasError, match="the server answers 401"):
+        Corpus.open(server.url, config)
+
+
+def test_a_cache_of_somebody_else_is_not_read(
+    server: BadServer, config: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = Corpus.open(server.url, config).split("train")
     assert ids(split) == EXPECTED
-    assert str(split.storage) == server.url
-    assert split.storage.where("x").startswith(server.url)
-    assert "secret" not in split.storage.below("x").where("y")
-    closed = StorageConfig(cache_dir=config.cache_dir, attempts=1)
-    with pytest.raises(AtomasError, match=r"http://127\.0\.0\.1:1/index\.json") as caught:
-        Corpus.open("http://somebody:secret@127.0.0.1:1", closed)
-    assert "secret" not in str(caught.value)
+    me = os.getuid()
+    cache_in(config.cache_dir).rename(Path(config.cache_dir) / f"atomas-shards-{me + 1}")
+    monkeypatch.setattr(os, "getuid", lambda: me + 1)
+    with pytest.raises(
+        AtomasError, match=rf"atomas-shards-{me + 1} belongs to another user: .*storage\.cache_dir"
+    ):
+        ids(Corpus.open(server.url, config).split("train"))
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")

@@ -106,6 +106,19 @@ def test_lengths_are_those_that_are_measured(directory: Path, tokenizer: AtomasT
         token_lengths(tokens, "train")
 
 
+@pytest.mark.parametrize("name", ["lengths.npy", "shard-000000.tar"])
+def test_damage_of_equal_size_is_mended_by_the_same_command(
+    directory: Path, tokenizer: AtomasTokenizer, name: str
+) -> None:
+    folder = tokenize_corpus(directory, tokenizer)
+    path = folder / "train" / name
+    good, index = path.read_bytes(), (folder / "index.json").read_bytes()
+    path.write_bytes(good[:-3] + bytes([good[-3] ^ 1]) + good[-2:])
+    tokenize_corpus(directory, tokenizer)
+    assert path.read_bytes() == good
+    assert (folder / "index.json").read_bytes() == index
+
+
 def test_bytes_do_not_depend_on_workers(directory: Path, tokenizer: AtomasTokenizer, tmp_path: Path) -> None:
     other = write_corpus(tmp_path / "other")
     one, two = tokenize_corpus(directory, tokenizer, workers=1), tokenize_corpus(other, tokenizer, workers=2)

@@ -107,6 +107,14 @@ def test_golden(case: str) -> None:
     assert found == file.read_text(encoding="utf-8")
 
 
+def test_open_mpi_cannot_be_given_a_script_in_a_folder_with_a_space() -> None:
+    spaced = job(folder=Path("/shared/my runs/mine/launch/1"))
+    with pytest.raises(LaunchError, match=r"/shared/my runs/mine/launch/1 has one: .*~/\.ssh/config"):
+        render(spaced, profile("mpi", hosts=HOSTS, ssh_options=("-p", "2222")))
+    render(spaced, profile("mpi", hosts=HOSTS))  # without options the script is not needed
+    render(spaced, profile("mpi", hosts=HOSTS, mpi="mpich", ssh_options=("-p", "2222")))
+
+
 def test_every_backend_has_a_case() -> None:
     assert {profile.backend for _, profile in CASES.values()} == set(BACKENDS) == set(RENDERERS)
     assert {path.stem for path in GOLDEN.glob("*.txt")} == set(CASES)

@@ -7,6 +7,7 @@ signal:NAME        the rank signals itself when it enters, for the second time, 
 kill_in_save       SIGKILL after the first file of the checkpoint of step ARGUMENT, or before rank 0 publishes it
 nan                the loss of step ARGUMENT is not finite
 spike              the loss of the pairs of data steps FIRST-STOP (ARGUMENT) is forty times what it should be
+spike_save         the same, and a checkpoint is asked for at the first of them
 memory             the rank may allocate no more memory from batch ARGUMENT on
 half               none: DeepSpeed takes fp16 on a CPU, where it is slow
 """
@@ -65,14 +66,16 @@ def bend_loss(fault: str, argument: str) -> None:
     """Let the model return a loss that is not finite, or much too large."""
     from atomas.data.stream import PairStream
     from atomas.model.atomas import AtomasModel
+    from atomas.training.run_directory import RunDirectory
 
     forward, load = AtomasModel.forward, PairStream.__getitem__
     bad: set[int] = set()
+    spikes: list[int] = []
     calls = 0
 
     def load_and_note(stream: PairStream, number: int) -> Any:
         batch = load(stream, number)
-        if fault == "spike" and number in range(*map(int, argument.split("-"))):
+        if fault.startswith("spike") and number in range(*map(int, argument.split("-"))):
             bad.add(hash(tuple(batch.sample_id.tolist())))
         return batch
 
@@ -82,12 +85,15 @@ def bend_loss(fault: str, argument: str) -> None:
         losses = forward(model, batch, *rest)
         if fault == "nan" and calls in map(int, argument.split(",")):
             losses["loss"] = losses["loss"] * float("nan")
-        if fault == "spike" and hash(tuple(batch.sample_id.tolist())) in bad:
+        if fault.startswith("spike") and hash(tuple(batch.sample_id.tolist())) in bad:
             losses["loss"] = losses["loss"] * 40
+            spikes.append(calls)
         return losses
 
     PairStream.__getitem__ = load_and_note  # type: ignore[method-assign]
     AtomasModel.forward = bent  # type: ignore[method-assign]
+    if fault == "spike_save":
+        RunDirectory.take_save_request = lambda _: spikes[:1] == [calls]  # type: ignore[method-assign]
 
 
 def without_memory(batch: str) -> None:

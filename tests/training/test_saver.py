@@ -1,6 +1,7 @@
 """Checkpoints written beside the training, without a training: one process, a snapshot of two small files."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from atomas.training.checkpoint import (
 )
 from atomas.training.run_directory import RunDirectory
 from atomas.training.saver import Saved, Saver
-from atomas.training.snapshot import HostCopies
+from atomas.training.snapshot import HostCopies, saved_in_doubt
 from atomas.training.tensor_files import write_tensors
 
 
@@ -29,9 +30,14 @@ class _Snapshot:
     """Stands in for that of a session."""
 
     def __init__(
-        self, value: float, gate: threading.Event | None = None, error: Exception | None = None
+        self,
+        value: float,
+        gate: threading.Event | None = None,
+        error: Exception | None = None,
+        *,
+        in_doubt: bool = False,
     ) -> None:
-        self._value, self._gate, self._error = value, gate, error
+        self._value, self._gate, self._error, self._in_doubt = value, gate, error, in_doubt
 
     def write_part(self, folder: Path) -> list[str]:
         if self._gate is not None:
@@ -43,7 +49,7 @@ class _Snapshot:
         return ["shards/rank_0000.safetensors"]
 
     def write_rest(self, folder: Path) -> None:
-        write_json(folder / "trainer.json", {"value": self._value})
+        write_json(folder / "trainer.json", {"value": self._value, "in_doubt": self._in_doubt})
 
 
 class _Bench:
@@ -212,6 +218,81 @@ def test_the_last_the_best_and_every_hundredth_are_kept(tmp_path: Path) -> None:
         int(path.name.removeprefix("step_")) for path in reversed(list_checkpoints(bench.run.checkpoints))
     ]
     assert kept == [100, 150, 200, 300, 350]
+
+
+def test_a_checkpoint_that_was_put_off_stands_for_its_hundred(tmp_path: Path) -> None:
+    bench = _Bench(tmp_path, keep_last=1, keep_every=100)
+    for step in (90, 103, 110, 190, 200, 202, 290, 310, 320):
+        bench.begin(step)
+    bench.saver.finish()
+    assert bench.names == ["step_00000103", "step_00000200", "step_00000310", "step_00000320"]
+
+
+def test_the_newest_that_is_not_in_doubt_is_kept_to_go_back_to(tmp_path: Path) -> None:
+    bench = _Bench(tmp_path, keep_last=1)
+    for step, in_doubt in ((1, False), (2, False), (3, True), (4, True)):
+        bench.begin(step, _Snapshot(step, in_doubt=in_doubt))
+    bench.saver.finish()
+    folder = bench.run.checkpoints
+    assert bench.names == ["step_00000002", "step_00000004"]
+    latest = bench.run.name_in("LATEST")
+    assert newest_good_checkpoint(folder, latest, pytest.fail) == folder / "step_00000004"  # a restart
+    chosen = newest_good_checkpoint(folder, None, pytest.fail, in_doubt=saved_in_doubt)
+    assert chosen == folder / "step_00000002"
+    assert bench.names == ["step_00000002", "step_00000004.in_doubt"]
+    bench.begin(4, wait=True)  # the step is saved anew
+    assert bench.names == ["step_00000004", "step_00000004.in_doubt"]
+
+
+def test_where_all_are_in_doubt_there_is_none_to_go_back_to(tmp_path: Path) -> None:
+    bench = _Bench(tmp_path)
+    bench.begin(1, _Snapshot(1, in_doubt=True), wait=True)
+    folder = bench.run.checkpoints
+    assert newest_good_checkpoint(folder, None, pytest.fail, in_doubt=saved_in_doubt) is None
+    assert bench.names == ["step_00000001"]
+
+
+def test_names_are_on_the_disk_before_the_checkpoint_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file and every folder of it first, then the name that means "complete", then LATEST and its name."""
+    done: list[str] = []
+
+    def synced(descriptor: int) -> None:
+        done.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    bench = _Bench(tmp_path)
+    bench.begin(1, wait=True)
+    partial = "checkpoints/step_00000001.partial"
+    before = done[: done.index("checkpoints")]
+    for name in ("shards/rank_0000.safetensors", "manifest.json", "shards", "."):
+        assert os.path.normpath(f"{partial}/{name}") in before, name
+    assert before[-1] == partial
+    assert done[len(before) :] == ["checkpoints", ".LATEST.tmp", "."]
+
+
+@pytest.mark.parametrize("name", ["LATEST", "BEST"])
+def test_a_pointer_that_cannot_be_written_is_not_taken_for_a_checkpoint_that_cannot(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    point = RunDirectory.point
+
+    def full(run: RunDirectory, pointer: str, checkpoint: Path) -> None:
+        if pointer == name:
+            raise OSError(28, "No space left on device")
+        point(run, pointer, checkpoint)
+
+    monkeypatch.setattr(RunDirectory, "point", full)
+    bench = _Bench(tmp_path)
+    bench.begin(1, score=0.5)
+    bench.saver.finish(must_succeed=False)
+    told = caplog.messages[-1]
+    assert told.startswith(
+        "checkpoint step_00000001 is whole, but LATEST or BEST could not be made to name it on rank 0: "
+    )
+    assert "could not be written" not in told
+    verify_checkpoint(bench.run.checkpoints / "step_00000001")
 
 
 def flip(path: Path, position: int) -> None:

@@ -116,6 +116,24 @@ def test_a_checkpoint_that_is_due_amid_a_jump_is_not_what_a_run_goes_back_to(ben
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_is_asked_for_amid_a_jump_is_not_what_a_run_goes_back_to(bench: Bench) -> None:
+    """Nor does it take the place of the last one from before, though one is to be kept."""
+    shape = ("--training.max_steps=13", "--checkpoint.every=4", "--checkpoint.keep_last=1",
+             "--stability.spike_window=8", "--stability.spike_steps=2",
+             "--stability.spike_score=30", "--stability.rollbacks=1")  # fmt: skip
+    with bench.job("asked", *shape, ranks=1, fault=("spike_save", "all", "9-11")) as job:
+        job.wait()
+        assert job.codes() == [0], job.errors()
+    assert "saved" in job.stderr(0)
+    assert "back to step_00000008, and on without the data of the steps since then" in job.stderr(0)
+    assert json.loads((job.run / "data_left_out.json").read_text()) == [[8, 11]]
+    aside = job.run / "checkpoints/step_00000010.in_doubt"
+    assert trainer_state(aside)["in_doubt"]
+    verify_checkpoint(aside)
+    assert not trainer_state(job.run / "checkpoints/step_00000013")["in_doubt"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_scale_of_an_fp16_loss_goes_on(bench: Bench, stage: int) -> None:
     """Across stages too: the first steps overflow, which halves the scale and is no trouble."""

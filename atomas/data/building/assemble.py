@@ -11,11 +11,12 @@ import numpy as np
 
 from atomas.data.alignment_check import check_alignment
 from atomas.data.building.examine import KEYS, RECORDS, REJECTED, rejection_line
-from atomas.data.building.plan import Plan, sync
+from atomas.data.building.plan import Plan
 from atomas.data.building.resolve import DECISIONS, RESULT, describe_outcome
 from atomas.data.records import Rejected
 from atomas.data.shards import BLOCK_SIZE, Record, ShardWriter
 from atomas.data.sources import EXCERPT_LENGTH
+from atomas.disk import sync
 from atomas.json_files import write_json
 
 REJECTED_NAME = "rejected.jsonl"

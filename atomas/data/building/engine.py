@@ -40,18 +40,19 @@ class Local:
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """Arrays of jobs, one task after another in each; `options` go to sbatch (name -> value)."""
+    """Arrays of jobs, one task after another in each; `options` go to sbatch (name -> value), before all else."""
 
     partition: str
     workers: int | None = None
     """Jobs at a time; None: no limit."""
-    time: str = "04:00:00"
-    """Of one task."""
     memory_gb: int = 4
     options: Mapping[str, str] = field(default_factory=dict)
 
 
 Engine = Local | Slurm
+
+_TASK_TIME = "04:00:00"
+"""Of a task in Slurm, unless the options say `time`."""
 
 
 def run_stage(
@@ -102,7 +103,7 @@ def _run_slurm(folder: Path, tasks: int, task: Task, engine: Slurm, label: str) 
     executor = _executors().Arrays(
         pipeline=[partial(_step, task)],
         tasks=tasks,
-        time=engine.time,
+        time=_TASK_TIME,
         partition=engine.partition,
         mem_per_cpu_gb=engine.memory_gb,
         workers=engine.workers or -1,

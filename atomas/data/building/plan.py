@@ -14,7 +14,6 @@ stages/             marks of the tasks that are done, and their logs
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from atomas.data.molecules import IdentityKind
 from atomas.data.shards import BLOCK_SIZE, FORMAT, SHARD_BYTES
 from atomas.data.sources import Columns, PairFile, Part
 from atomas.data.splitting import SplitBy
+from atomas.disk import sync
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 from atomas.version import __version__
@@ -229,12 +229,3 @@ def complete_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,7 @@ import shlex
 import signal
 
 from atomas_launcher.backends.torchrun import chosen_hosts
+from atomas_launcher.errors import LaunchError
 from atomas_launcher.job import Command, JobSpec, Rendered
 from atomas_launcher.process import environment, in_container, script, worker_command
 from atomas_launcher.profile import ClusterProfile
@@ -18,7 +19,11 @@ _WITH_SSH = {
 
 
 def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
-    """One mpirun."""
+    """One mpirun.
+
+    Raises:
+        LaunchError: Open MPI could not start it.
+    """
     variables = {**environment(job, profile), "MASTER_PORT": str(job.port)}
     files = {}
     hosts: list[str] = []
@@ -29,6 +34,11 @@ def render(job: JobSpec, profile: ClusterProfile) -> Rendered:
         files["hostfile"] = script(*(f"{name}{slots}{job.gpus_per_node}" for name in names))
         hosts = ["-hostfile" if profile.mpi == "openmpi" else "-f", str(job.folder / "hostfile")]
         if profile.ssh_options:
+            if profile.mpi == "openmpi" and " " in str(job.folder):
+                raise LaunchError(
+                    f"Open MPI cuts the name of its ssh program at spaces, and {job.folder} has one: choose a folder "
+                    "without, or put ssh_options into ~/.ssh/config"
+                )
             files[SSH] = script("#!/bin/sh", f'exec ssh {shlex.join(profile.ssh_options)} "$@"')
             hosts += [*_WITH_SSH[profile.mpi], str(job.folder / SSH)]
     arguments = (
