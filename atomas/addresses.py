@@ -33,6 +33,6 @@ def check_address(address: str, key: str = "") -> None:
         return
     instead = _INSTEAD.get(scheme.removesuffix("s") if scheme == "https" else scheme)
     raise AtomasError(
-        f"{key}{without_credentials(address)} was given with a user or password in it, which files and logs would show: "
+        f"{key}{without_credentials(address)} has a user or password in it, which files and logs would show: "
         f"give it by {instead or 'what the library of the scheme reads, such as FSSPEC_* in the environment'}"
     )

@@ -38,7 +38,9 @@ def parse_molecule(raw: str, *, identity: IdentityKind = "inchikey", with_scaffo
     Raises InvalidMoleculeError with RDKit's reason.
     """
     smiles = unescape_smiles(raw.strip())
-    return describe(raw, smiles, identify(smiles, identity=identity, with_scaffold=with_scaffold), identity)
+    with rdBase.BlockLogs():
+        found = identify(smiles, identity=identity, with_scaffold=with_scaffold)
+    return describe(raw, smiles, found, identity)
 
 
 class Identified(NamedTuple):
@@ -51,17 +53,18 @@ class Identified(NamedTuple):
 
 
 def identify(smiles: str, *, identity: IdentityKind, with_scaffold: bool) -> Identified:
-    """The part of `parse_molecule` that is RDKit's; InvalidMoleculeError with its reason."""
-    mol = to_mol(smiles)
-    with rdBase.BlockLogs():
-        return Identified(
-            Chem.MolToSmiles(mol),
-            Chem.MolToInchiKey(mol) if identity == "inchikey" else "",
-            str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=False))
-            if with_scaffold
-            else "",
-            mol.GetNumHeavyAtoms(),
-        )
+    """The part of `parse_molecule` that is RDKit's; InvalidMoleculeError with its reason.
+
+    RDKit speaks on stderr meanwhile, unless the caller blocks its logs: once for many molecules, as that costs a tenth
+    of what a molecule does.
+    """
+    mol = _parsed(smiles)
+    return Identified(
+        Chem.MolToSmiles(mol),
+        Chem.MolToInchiKey(mol) if identity == "inchikey" else "",
+        str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=False)) if with_scaffold else "",
+        mol.GetNumHeavyAtoms(),
+    )
 
 
 def describe(raw: str, smiles: str, found: Identified, identity: IdentityKind) -> Molecule:
@@ -114,10 +117,14 @@ def unescape_smiles(smiles: str) -> str:
 
 def to_mol(smiles: str) -> Chem.Mol:
     """Parse without a word on stderr; raises InvalidMoleculeError with RDKit's reason."""
+    with rdBase.BlockLogs():
+        return _parsed(smiles)
+
+
+def _parsed(smiles: str) -> Chem.Mol:
     if smiles and smiles.split() != [smiles]:
         raise InvalidMoleculeError("white space inside the SMILES")
-    with rdBase.BlockLogs():
-        mol = Chem.MolFromSmiles(smiles)
+    mol = Chem.MolFromSmiles(smiles)
     if mol is None:
         with rdBase.CaptureErrorLog() as log:
             Chem.MolFromSmiles(smiles)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from rdkit import rdBase
+
 from atomas.data.molecules import (
     Identified,
     IdentityKind,
@@ -62,7 +64,8 @@ class Examiner:
         gone from the processor's caches.
         """
         smiles = [unescape_smiles(row.smiles.strip()) for row in rows]
-        identified = [self._identify(one, row) for one, row in zip(smiles, rows, strict=True)]
+        with rdBase.BlockLogs():
+            identified = [self._identify(one, row) for one, row in zip(smiles, rows, strict=True)]
         return [self._record(*one) for one in zip(rows, smiles, identified, strict=True)]
 
     def _identify(self, smiles: str, row: Row) -> Identified | InvalidMoleculeError | None:

@@ -333,7 +333,7 @@ def test_an_address_that_cannot_be_used_says_why(server: BadServer, config: Stor
 def test_a_password_in_an_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AtomasError) as told:
         Corpus.open("s3://key:secret@bucket/corpus")
-    assert str(told.value).startswith("s3://bucket/corpus was given with a user or password in it")
+    assert str(told.value).startswith("s3://bucket/corpus has a user or password in it")
     assert "AWS_SECRET_ACCESS_KEY" in str(told.value)
     for address in ("http://somebody:secret@host/a", "https://token-secret@host/a", "ftp://me:secret@host/a"):
         with pytest.raises(AtomasError) as told:
@@ -345,7 +345,7 @@ def test_a_password_in_an_address_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("data:\n  corpus: [here, 's3://key:secret@bucket/corpus']\n")
     with pytest.raises(
-        AtomasError, match=r"run\.yaml:2.*: data\.corpus = s3://bucket/corpus was given"
+        AtomasError, match=r"run\.yaml:2.*: data\.corpus = s3://bucket/corpus has a user"
     ) as told:
         load_config(path)
     assert "secret@" not in str(told.value)
