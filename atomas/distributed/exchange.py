@@ -61,7 +61,7 @@ def visit_blocks_with_gradient(
     *,
     what: str,
 ) -> Tensor:
-    """As `visit_blocks`; `visitor` returns this rank's gradient of the block.
+    """As `visit_blocks`; `visitor` returns this rank's gradient of the block, of any width and dtype.
 
     Returns:
         The gradient of `rows`: the sum of what all ranks' visitors returned for them.
@@ -75,13 +75,12 @@ def visit_blocks_with_gradient(
     ride: Callable[[], Tensor] | None = None
     for step in range(ranks):
         owner, following = (rank() - step) % ranks, (rank() - step - 1) % ranks
-        shape = (sizes[following], *rows.shape[1:])
         if step < ranks - 1:
-            arrival = send_to_next(block, shape, what)
+            arrival = send_to_next(block, (sizes[following], *rows.shape[1:]), what)
         gradient = visitor(block, [owner])
         if ride is not None:  # what the ranks before have added to this block's gradient
             gradient = gradient + ride()
-        ride = send_to_next(gradient, shape, gradient_name)
+        ride = send_to_next(gradient, (sizes[following], *gradient.shape[1:]), gradient_name)
         if step < ranks - 1:
             block = arrival()
     assert ride is not None

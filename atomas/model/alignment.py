@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from atomas.config import LossConfig, ModelConfig
 from atomas.distributed.collectives import all_gather_rows
-from atomas.distributed.gather import gather_rows
 from atomas.distributed.own_block import OwnBlock, own_block_info_nce
 from atomas.distributed.partition import Partition
 from atomas.model.encoder import Modality
 from atomas.model.global_batch import GlobalBatch
-from atomas.model.layers import Linear, at_least_float32, full_precision
+from atomas.model.interaction import Tokens, block_scores, score
+from atomas.model.layers import Linear, at_least_float32, product_dtype
 from atomas.model.polymerization import Clusters, Polymerization
-from atomas.model.tiles import Side, TiledLevel, join_rows, split_rows, tiled_info_nce
+from atomas.model.tiles import Side, TiledLevel, tiled_info_nce
 from atomas.phases import phase
-from atomas_kernels import segment_softmax, token_interaction
+from atomas_kernels import segment_softmax
 
 Modal = TypeVar("Modal")
 """What stands for one modality."""
@@ -33,18 +33,19 @@ class Level(NamedTuple):
     """B sequences of one modality at one level: 0 tokens, 1 fragments or phrases, 2 molecule or paragraph."""
 
     tokens: Tensor
-    """[T, D]"""
+    """[T, D] in the dtype of the run's matrix products"""
     lengths: Tensor
     """[B] int64, sums to T"""
     weight: Tensor | None
-    """[T] importance, sums to 1 over each sequence; None where the level is passed through but not aligned"""
+    """[T] importance, float32, sums to 1 over each sequence; None where the level is passed through but not aligned"""
     assignment: Tensor | None
     """[tokens of the level below] int64, the number of the cluster each of them joined; None at level 0"""
 
-    def rows(self) -> Tensor:
-        """[T, D + 1]: tokens and weight."""
+    @property
+    def weighted(self) -> Tokens:
+        """Tokens and weight of a level that is aligned."""
         assert self.weight is not None
-        return join_rows(self.tokens, self.weight)
+        return self.tokens, self.weight
 
 
 class Hierarchy(nn.Module):
@@ -71,7 +72,11 @@ class Hierarchy(nn.Module):
         """Encoder states [T, D] of B sequences -> levels from 0 to the highest with a weight.
 
         `clusters` are those of an earlier pass over the same states; None finds them.
+
+        Tokens are rounded on their way out only: clustering, a discrete choice, and what the next level is made of see
+        them in float32.
         """
+        rounded = product_dtype(next(self.importance.parameters()))
         tokens, assignment = at_least_float32(states), None
         levels = []
         for number in range(len(self.polymerizations) + 1):
@@ -83,7 +88,7 @@ class Hierarchy(nn.Module):
             weight = None
             if str(number) in self.importance:
                 weight = segment_softmax(self.importance[str(number)](tokens), lengths)
-            levels.append(Level(tokens=tokens, lengths=lengths, weight=weight, assignment=assignment))
+            levels.append(Level(tokens.to(rounded), lengths, weight, assignment))
         return levels
 
 
@@ -146,13 +151,12 @@ class HierarchicalAlignment(nn.Module):
             what = f"tokens of level {number}"
             with phase("interaction"):
                 if self.exchange == "ring" and everyone.partition.world_size > 1:
-                    rows = own.rows(), sent.rows()
-                    sides = Side.whole(rows[0], own_lengths), Side.whole(rows[1], sent_lengths)
+                    sides = Side.whole(own.weighted, own_lengths), Side.whole(sent.weighted, sent_lengths)
                     tiles = TiledLevel(*sides, block, self.exchange, what=what)
-                    found[number] = tiled_info_nce(*rows, scale, tiles)
+                    found[number] = tiled_info_nce(own.weighted, sent.weighted, scale, tiles)
                 else:
-                    others = gather_level(sent, sent_lengths, everyone.partition, what=what)
-                    found[number] = own_block_info_nce(interaction(own, others), scale, block)
+                    scores = scores_with_all(own, sent, sent_lengths, everyone.partition, what=what)
+                    found[number] = own_block_info_nce(scores, scale, block)
         return self.total(found) | {"logit_scale": scale.squeeze(0)}
 
     def total(self, found: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -174,12 +178,7 @@ def interaction(text: Level, smiles: Level) -> Tensor:
 
     S is the mean of both directions, so the sides may be exchanged: S(smiles, text) is the transpose.
     """
-    assert text.weight is not None
-    assert smiles.weight is not None
-    with full_precision(text.tokens.device):
-        return token_interaction(
-            text.tokens, smiles.tokens, text.weight, smiles.weight, text.lengths, smiles.lengths
-        )
+    return score(text.weighted, smiles.weighted, text.lengths, smiles.lengths)
 
 
 def gather_lengths(
@@ -198,20 +197,18 @@ def larger_first(text: Modal, smiles: Modal, lengths: tuple[Tensor, Tensor]) -> 
     return sides if text_tokens >= smiles_tokens else sides[::-1]
 
 
-def gather_level(level: Level, lengths: Tensor, partition: Partition, *, what: str) -> Level:
-    """The level of all ranks' sequences, with gradient.
+def scores_with_all(own: Level, sent: Level, lengths: Tensor, partition: Partition, *, what: str) -> Tensor:
+    """S [b, B] of this rank's sequences with those of the other modality of all ranks, with gradient. Collective.
 
     Args:
-        level: of this rank's sequences.
-        lengths: [B] of all ranks'.
+        own: b sequences.
+        sent: this rank's b sequences of the other modality.
+        lengths: [B] of all ranks' of these.
         partition: which of them are on which rank.
-        what: name of what is gathered, for people.
+        what: name of what is sent, for people.
     """
-    if partition.world_size == 1:
-        return level
     sizes = [int(part.sum()) for part in lengths.cpu().split(list(partition.sizes))]
-    tokens, weight = split_rows(gather_rows(level.rows(), sizes, what=what))
-    return Level(tokens=tokens, lengths=lengths, weight=weight, assignment=None)
+    return block_scores(own.weighted, sent.weighted, own.lengths, lengths, sizes, what=what)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from atomas.config import ModelConfig
 from atomas.data.batching import RaggedTokens, split_groups, token_passes
 from atomas.distributed.collectives import all_gather_sizes
 from atomas.errors import AtomasError
-from atomas.model.layers import Dropout, RMSNorm, full_precision
+from atomas.model.layers import Dropout, RMSNorm, full_precision, product_dtype
 from atomas.model.ragged import positions
 from atomas.phases import phase
 from atomas_kernels import distance_buckets, lm_cross_entropy, packed_attention
@@ -268,8 +268,7 @@ class LanguageModelHead(nn.Linear):
         """Logits [..., V]; with `labels` [T] the mean cross entropy instead, without holding the logits."""
         if labels is None:
             return super().forward(input)
-        kind = input.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
+        dtype = product_dtype(self.weight)
         with full_precision(input.device):
             return lm_cross_entropy(input.to(dtype), self.weight.to(dtype), labels)
 

@@ -19,6 +19,7 @@ from atomas.model.alignment import HierarchicalAlignment, Level, gather_lengths,
 from atomas.model.atomas import AtomasModel, Representation
 from atomas.model.encoder import Modality
 from atomas.model.global_batch import GlobalBatch
+from atomas.model.interaction import join_rows, split_rows
 from atomas.model.momentum import Keys, MomentumTargets
 from atomas.model.polymerization import Clusters
 from atomas.model.row_store import RowStore, StorePlace, row_store
@@ -83,7 +84,7 @@ class GradientCache:
                 self._levels[key] = row_store(self._place, self._device)
                 self._lengths[key], self._waiting[key] = [], []
             self._lengths[key].append(level.lengths)
-            self._waiting[key].append(level.rows())
+            self._waiting[key].append(join_rows(*level.weighted))
             added = len(self._lengths[key])
             if added % self._chunks.per_chunk == 0 or added == self._chunks.micro_batches:
                 self._levels[key].append(torch.cat(self._waiting[key]))
@@ -112,8 +113,9 @@ class GradientCache:
             for modality, features in representation.features.items()
         ]
         products += [
-            (level.rows() * self._of_rows(key, number)).sum()
+            (values * gradient).sum()
             for key, level in self._aligned(representation).items()
+            for values, gradient in zip(level.weighted, split_rows(self._of_rows(key, number)), strict=True)
         ]
         if number == 0:
             if self._of_temperature is not None:

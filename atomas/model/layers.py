@@ -89,6 +89,12 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """What a matrix product with `weight` takes: autocast's dtype where that is on, the weight's elsewhere."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
 def full_precision(device: torch.device) -> Any:
     """Context in which autocast is off."""
     return torch.autocast(device.type, enabled=False)

@@ -14,19 +14,8 @@ from atomas.distributed.collectives import rank
 from atomas.distributed.exchange import ExchangeMode, Owners, visit_blocks, visit_blocks_with_gradient
 from atomas.distributed.own_block import OwnBlock
 from atomas.distributed.partition import Chunks, Partition
-from atomas.model.layers import full_precision
+from atomas.model.interaction import Tokens, as_leaves, join_rows, score, split_rows
 from atomas.model.row_store import MemoryStore, RowStore
-from atomas_kernels import token_interaction
-
-
-def join_rows(tokens: Tensor, weight: Tensor) -> Tensor:
-    """[T, D] tokens and their [T] weights in one tensor [T, D + 1], which takes one collective to send."""
-    return torch.cat([tokens, weight[:, None]], dim=1)
-
-
-def split_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Counterpart of `join_rows`."""
-    return rows[:, :-1], rows[:, -1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +28,10 @@ class Side:
     """[B] int64, tokens of every pair of the global batch"""
 
     @classmethod
-    def whole(cls, rows: Tensor, lengths: Tensor) -> "Side":
-        """A side whose rows are one chunk."""
-        store = MemoryStore(rows.device, rows.device)
-        store.append(rows)
+    def whole(cls, tokens: Tokens, lengths: Tensor) -> "Side":
+        """A side whose tokens are one chunk."""
+        store = MemoryStore(lengths.device, lengths.device)
+        store.append(join_rows(*tokens))
         return cls(rows=store, lengths=lengths)
 
 
@@ -75,10 +64,10 @@ class TiledLevel:
         for number in range(len(self._chunks)):
 
             def observe(rows: Tensor, owners: Owners, number: int = number) -> None:
-                columns = self._columns(owners, number)
+                columns, others = self._columns(owners, number), split_rows(rows)
                 for own in range(len(self._chunks)):
-                    own_rows, numbers = self._own.rows[own], self._numbers(own)
-                    self._block.observe(self._scores(own_rows, numbers, rows, columns), numbers, columns)
+                    tokens, numbers = split_rows(self._own.rows[own]), self._numbers(own)
+                    self._block.observe(self._scores(tokens, numbers, others, columns), numbers, columns)
 
             with torch.no_grad():
                 sizes = self._sizes(number)
@@ -89,8 +78,8 @@ class TiledLevel:
         """Gradient of `weight` times the loss, after `close`. Collective.
 
         Args:
-            of_own: filled with the gradient of each chunk of the own rows.
-            of_travelling: filled with the gradient of each chunk of this rank's travelling rows.
+            of_own: filled with the gradient of each chunk of the own side, [n, D + 1] by `join_rows`.
+            of_travelling: filled with that of each chunk of this rank's travelling side.
             weight: scalar.
 
         Returns:
@@ -100,22 +89,22 @@ class TiledLevel:
         for number in range(len(self._chunks)):
 
             def differentiate(rows: Tensor, owners: Owners, number: int = number) -> Tensor:
-                columns = self._columns(owners, number)
-                of_rows = torch.zeros_like(rows)
+                columns, others = self._columns(owners, number), as_leaves(*split_rows(rows))
+                of_others = join_rows(*(torch.zeros_like(x, dtype=of_scale.dtype) for x in others))
                 for own in range(len(self._chunks)):
-                    numbers = self._numbers(own)
-                    leaves = self._own.rows[own].detach().requires_grad_(), rows.detach().requires_grad_()
+                    tokens, numbers = as_leaves(*split_rows(self._own.rows[own])), self._numbers(own)
                     with torch.enable_grad():
-                        scores = self._scores(leaves[0], numbers, leaves[1], columns)
+                        scores = self._scores(tokens, numbers, others, columns)
                     of_scores, share = self._block.gradient(scores.detach(), numbers, columns)
                     of_scale.add_(share)
-                    of_leaves = torch.autograd.grad(scores, leaves, of_scores * weight)
+                    gradients = torch.autograd.grad(scores, (*tokens, *others), of_scores * weight)
+                    of_tokens = join_rows(*gradients[:2])
                     if own < len(of_own):
-                        of_own[own] = of_own[own] + of_leaves[0]
+                        of_own[own] = of_own[own] + of_tokens
                     else:
-                        of_own.append(of_leaves[0])
-                    of_rows += of_leaves[1]
-                return of_rows
+                        of_own.append(of_tokens)
+                    of_others += join_rows(*gradients[2:])
+                return of_others
 
             of_travelling.append(
                 visit_blocks_with_gradient(
@@ -128,11 +117,8 @@ class TiledLevel:
             )
         return of_scale * weight
 
-    def _scores(self, own_rows: Tensor, numbers: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        own, others = split_rows(own_rows), split_rows(rows)
-        own_lengths, lengths = self._own.lengths[numbers], self._travelling.lengths[columns]
-        with full_precision(rows.device):
-            return token_interaction(own[0], others[0], own[1], others[1], own_lengths, lengths)
+    def _scores(self, own: Tokens, numbers: Tensor, others: Tokens, columns: Tensor) -> Tensor:
+        return score(own, others, self._own.lengths[numbers], self._travelling.lengths[columns])
 
     def _numbers(self, chunk: int) -> Tensor:
         """[n] int64: numbers of this rank's pairs in a chunk."""
@@ -155,7 +141,13 @@ class TiledLevel:
 class _TiledLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, own: Tensor, travelling: Tensor, scale: Tensor, level: TiledLevel
+        ctx: Any,
+        own: Tensor,
+        own_weight: Tensor,
+        travelling: Tensor,
+        travelling_weight: Tensor,
+        scale: Tensor,
+        level: TiledLevel,
     ) -> tuple[Tensor, Tensor]:
         ctx.level = level
         loss, recall = level.close()
@@ -163,23 +155,23 @@ class _TiledLoss(torch.autograd.Function):
         return loss, recall
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         device = grads[0].device
         of_own, of_travelling = MemoryStore(device, device), MemoryStore(device, device)
         of_scale = ctx.level.gradient(of_own, of_travelling, grads[0])
-        return of_own[0], of_travelling[0], of_scale, None
+        return *split_rows(of_own[0]), *split_rows(of_travelling[0]), of_scale, None
 
 
 def tiled_info_nce(
-    own: Tensor, travelling: Tensor, scale: Tensor, level: TiledLevel
+    own: Tokens, travelling: Tokens, scale: Tensor, level: TiledLevel
 ) -> tuple[Tensor, Tensor]:
     """Loss and recall of a level with a single chunk; its backward pass is `level.gradient`. Collective.
 
     Args:
-        own: [T, D + 1], the chunk of the own side; differentiable.
-        travelling: [T', D + 1], that of the travelling side; differentiable.
+        own: the chunk of the own side; differentiable.
+        travelling: that of the travelling side; differentiable.
         scale: [1]; differentiable.
         level: made of the same values.
     """
-    loss, recall = _TiledLoss.apply(own, travelling, scale, level)
+    loss, recall = _TiledLoss.apply(*own, *travelling, scale, level)
     return loss, recall

@@ -5,7 +5,7 @@ T; `lengths_from_cu_seqlens` makes them from the running sum). Wherever `[T, ...
 their lengths, padded ones `[B, N, ...]` are taken too, and every result per token or per cluster is then padded
 alike. A sequence of length zero is legal everywhere: it contributes 0. Symbols: T tokens, D width, N places of
 a padded row, A / Bc text / SMILES sequences, K_i clusters of sequence i, V vocabulary, M contrastive keys, Q
-queued ones. Half-precision tokens are computed in float32 inside.
+queued ones. What is made of half-precision tokens is float32 inside; products of two of them are exact there.
 
 Every operator raises TypeError for a wrong type or dtype and ValueError for a wrong shape, device or length;
 the message starts with the argument's name.
@@ -126,6 +126,10 @@ def token_interaction(
     A pair with an empty side scores 0. Where several tokens attain a maximum the lowest index takes the
     gradient. A token of length below 1e-12 counts as zero and gets no gradient. A token that is not finite
     makes the scores of its own sequence NaN and no others.
+
+    Half-precision tokens are multiplied as they are, on a GPU six times as fast as float32 ones, and summed in
+    float32; lengths and scores are float32. So are their gradients, until autograd rounds them to the tokens' dtype:
+    a leaf whose `grad_dtype` is float32 gets them as they are.
 
     Args:
         text: [T_t, D], floating, not normalised; differentiable. Padded: [A, N, D] with text_weight [A, N].

@@ -18,7 +18,13 @@ from torch import Tensor
 from atomas.config import LossConfig, ModelConfig
 from atomas.distributed.gather import gather_rows
 from atomas.distributed.partition import Partition
-from atomas.model.alignment import HierarchicalAlignment, Level, gather_lengths, gather_level, interaction
+from atomas.model.alignment import (
+    HierarchicalAlignment,
+    Level,
+    gather_lengths,
+    interaction,
+    scores_with_all,
+)
 from atomas.model.global_batch import GlobalBatch, Identities
 from atomas_kernels import info_nce
 
@@ -98,10 +104,8 @@ def _local_loss(
     own = torch.arange(partition.own.start, partition.own.stop, device=scale.device)
     parts = []
     for number, weight in alignment.level_weights.items():
-        others = [
-            gather_level(each, of_all, partition, what=f"tokens of level {number}")
-            for each, of_all in zip(levels[number], lengths[number], strict=True)
-        ]
-        forth, back = interaction(text[number], others[1]), interaction(smiles[number], others[0])
+        each, of_all, what = levels[number], lengths[number], f"tokens of level {number}"
+        forth = scores_with_all(each[0], each[1], of_all[1], partition, what=what)
+        back = scores_with_all(each[1], each[0], of_all[0], partition, what=what)
         parts.append(weight * (F.cross_entropy(forth * scale, own) + F.cross_entropy(back * scale, own)) / 2)
     return torch.stack(parts).sum()

@@ -113,8 +113,8 @@ def _interaction_backward(
     text_match: Tensor,
     smiles_match: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the first four inputs of `_interaction`, float32; autograd rounds those of half-precision tokens."""
     inputs = (text, smiles, text_weight, smiles_weight)
-    # Sums of half-precision tokens too are made in float32 and rounded once.
     gradients = [torch.empty_like(x, dtype=torch.float32) for x in inputs]
     _native.interaction_backward(
         machine.instruction_set,
@@ -126,7 +126,7 @@ def _interaction_backward(
         *(x.data_ptr() for x in (*inputs, grad_scores, text_match, smiles_match, *gradients)),
     )
     grad_text, grad_smiles, grad_text_weight, grad_smiles_weight = gradients
-    return grad_text.to(text.dtype), grad_smiles.to(smiles.dtype), grad_text_weight, grad_smiles_weight
+    return grad_text, grad_smiles, grad_text_weight, grad_smiles_weight
 
 
 @_interaction_backward.register_fake
@@ -138,8 +138,8 @@ def _(
     smiles_weight: Tensor,
     *_: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    empty = torch.empty_like
-    return empty(text), empty(smiles), empty(text_weight), empty(smiles_weight)
+    grad_text, grad_smiles = (torch.empty_like(x, dtype=torch.float32) for x in (text, smiles))
+    return grad_text, grad_smiles, torch.empty_like(text_weight), torch.empty_like(smiles_weight)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

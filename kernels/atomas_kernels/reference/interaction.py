@@ -1,5 +1,7 @@
 """Weighted token interaction (method.md 3.2)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def token_interaction(
     """See `atomas_kernels.token_interaction`."""
     text_sizes = checks.segment_sizes("text_lengths", text_lengths, text.shape[0])
     smiles_sizes = checks.segment_sizes("smiles_lengths", smiles_lengths, smiles.shape[0])
-    t, s = _normalize(compute_dtype(text)), _normalize(compute_dtype(smiles))
+    t, s = _normalize(_widen(text)), _normalize(_widen(smiles))
     w, v = text_weight.to(t.dtype), smiles_weight.to(t.dtype)
     if not text_sizes or not smiles_sizes:
         # Nothing to score, but part of the graph as every other result is.
@@ -62,6 +64,25 @@ def _block(
     index = segment_index(torch.tensor(smiles_sizes, device=t.device))
     column_sums = t.new_zeros(row_sums.shape).index_add(1, index, smiles_to_text)
     return (row_sums + column_sums) / 2
+
+
+class _Widen(torch.autograd.Function):
+    """Half precision to float32, as `compute_dtype`; the gradient stays float32, for autograd to round or not."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor) -> Tensor:
+        return tokens.float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def _widen(tokens: Tensor) -> Tensor:
+    if tokens.dtype not in (torch.bfloat16, torch.float16):
+        return compute_dtype(tokens)
+    widened: Tensor = _Widen.apply(tokens)
+    return widened
 
 
 def _normalize(tokens: Tensor) -> Tensor:

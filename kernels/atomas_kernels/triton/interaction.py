@@ -33,6 +33,8 @@ from atomas_kernels.triton.packing import GROUP, Packed, pack, packed_rows
 
 _WORKSPACE_BYTES = 512 * 2**20
 _MATCH_BYTES = 2 * 2**30
+_EXPONENT = 0x7F800000
+"""Bits of a float32 that are its power of two."""
 _LONGEST = 2**15 - 1
 """Places are kept as int16."""
 
@@ -128,18 +130,21 @@ def _interaction_backward(
     smiles_value: Tensor,
     smiles_place: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the first four inputs of `_interaction`."""
+    """Gradients of the first four inputs of `_interaction`, float32; autograd rounds those of half-precision tokens."""
     inputs = (text, smiles, text_weight, smiles_weight)
     if not (len(text) and len(smiles)):
-        return tuple(torch.zeros_like(x) for x in inputs)  # type: ignore[return-value]
-    # In units of the largest, float16 holds the coefficients.
+        return tuple(torch.zeros_like(x, dtype=torch.float32) for x in inputs)  # type: ignore[return-value]
+    # In units of the largest, float16 holds the coefficients: of the power of two in it, so that what they are rounded
+    # to does not depend on which other scores are in the block.
     largest = grad_scores.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    largest = (largest.view(torch.int32) & _EXPONENT).view(torch.float32)
     pairs = grad_scores / largest
     kept = _Matches(Matches(text_value, text_place), Matches(smiles_value, smiles_place))
     packed = pack(text, text_weight, text_lengths)
     text_gradient: Tensor | None = None
     grad_text_weight = torch.zeros_like(text_weight)
-    grad_smiles, grad_smiles_weight = torch.empty_like(smiles), torch.empty_like(smiles_weight)
+    grad_smiles = torch.empty_like(smiles, dtype=torch.float32)
+    grad_smiles_weight = torch.empty_like(smiles_weight)
     entries = _WORKSPACE_BYTES // text.element_size()
     for part in _parts(packed, smiles, smiles_weight, smiles_lengths, smiles_lengths, entries):
         matches = kept.of(part) if text_value.numel() else _computed_matches(packed, part.packed)
@@ -162,7 +167,7 @@ def _interaction_backward(
 
 @_interaction_backward.register_fake
 def _(grad_scores: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x) for x in tensors[:4])
+    return tuple(torch.empty_like(x, dtype=torch.float32) for x in tensors[:4])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -76,10 +76,10 @@ def product(c: Tensor, own: Packed, other: Packed) -> Tensor:
 
 
 def finish(tokens: Tensor, own: Packed, gradient: Tensor, largest: Tensor) -> Tensor:
-    """Gradient of the tokens [T, D], contiguous, from that of their unit vectors [rows, width], which is in units of
-    half of `largest` (scalar) and times the tokens' scales.
+    """Gradient of the tokens [T, D] float32, contiguous, from that of their unit vectors [rows, width], which is in
+    units of half of `largest` (scalar) and times the tokens' scales.
     """
-    result = torch.empty_like(tokens)
+    result = torch.empty_like(tokens, dtype=torch.float32)
     finish_kernel[(own.rows // ROW_BLOCK["ROWS"],)](
         tokens, own.groups, own.scale, gradient, largest, result, own.group_count, tokens.shape[1], own.width,
         **ROW_BLOCK, **launch_options(8, 1),
@@ -239,7 +239,7 @@ def finish_kernel(  # type: ignore[no-untyped-def]
         x = tl.load(tokens + own + first, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(gradient + first, mask=inside, other=0.0)
         g = tl.where(zero[:, None], 0.0, (g - x * along[:, None]) * factor[:, None])
-        tl.store(result + own + first, g.to(result.dtype.element_ty), mask=inside)
+        tl.store(result + own + first, g, mask=inside)
 
 
 @triton.jit(do_not_specialize=["others", "own_stride", "other_stride"])
@@ -317,7 +317,7 @@ def variants(architecture: int) -> Iterator[Variant]:
             tensor_cores=False,
         )
         signature = {"tokens": f"*{dtype}", "groups": "*i32", "scale": "*fp32", "gradient": "*fp32"}
-        signature |= {"largest": "*fp32", "result": f"*{dtype}", "group_count": "i32:16"}
+        signature |= {"largest": "*fp32", "result": "*fp32", "group_count": "i32:16"}
         yield Variant(
             name=f"token_interaction_finish[{dtype}]",
             kernel=finish_kernel,
