@@ -39,7 +39,9 @@ def split_rows(rows: Tensor) -> Tokens:
     """Counterpart of `join_rows`."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
     tokens, weight = rows.tensor_split([-dtype.itemsize // rows.itemsize], dim=1)
-    return tokens.contiguous(), weight.contiguous().view(dtype).squeeze(1)
+    # a single row would pass for contiguous where it is, and not be aligned as a float32
+    own = weight.clone(memory_format=torch.contiguous_format)
+    return tokens.contiguous(), own.view(dtype).flatten()
 
 
 def as_leaves(tokens: Tensor, weight: Tensor) -> Tokens:
@@ -74,7 +76,9 @@ class _BlockScores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         of_own, of_own_weight, *of_others = torch.autograd.grad(ctx.scores, ctx.leaves, grads[0])
-        of_sent = reduce_scatter_rows(join_rows(*of_others), ctx.sizes, f"gradient of {ctx.what}")
+        of_rows = join_rows(*of_others)
+        del of_others, ctx.scores, ctx.leaves  # the tokens of all ranks, and their gradients
+        of_sent = reduce_scatter_rows(of_rows, ctx.sizes, f"gradient of {ctx.what}")
         return of_own, of_own_weight, *split_rows(of_sent), None, None, None, None
 
 

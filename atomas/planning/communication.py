@@ -138,7 +138,7 @@ def loss_traffic(work: Workload) -> list[Traffic]:
 
 
 def token_traffic(work: Workload) -> list[Traffic]:
-    """Tokens and weights of the smaller modality, one row [D + 1] of float32 for each, at every level.
+    """Tokens of the smaller modality in the run's precision, their float32 weights, and float32 gradients of both.
 
     `allgather`: once forward, and the gradient is summed where it belongs. `ring`: W - 1 hops forward; in the backward
     pass as many again, and the gradient goes all the way round.
@@ -148,19 +148,20 @@ def token_traffic(work: Workload) -> list[Traffic]:
     for number, level in enumerate(levels):
         if not level.aligned:
             continue
-        block = 4 * (work.width + 1) * work.pairs * level.tokens
+        count = work.pairs * level.tokens
+        block, gradient = (size * count for size in (work.token_row_bytes, work.token_gradient_bytes))
         name = f"tokens of level {number}"
         if work.config.loss.exchange == "ring":
             hops = work.ranks - 1
             items += [
                 Traffic(name, "exchange", 2 * hops * block, 2 * hops, "interaction"),
-                Traffic(f"gradient of {name}", "exchange", work.ranks * block, work.ranks, "interaction"),
+                Traffic(f"gradient of {name}", "exchange", work.ranks * gradient, work.ranks, "interaction"),
             ]
         else:
             again = 2 if work.micro_pairs < work.pairs else 1
             items += [
                 Traffic(name, "all_gather", again * block, again),
-                Traffic(f"gradient of {name}", "reduce_scatter", work.ranks * block),
+                Traffic(f"gradient of {name}", "reduce_scatter", work.ranks * gradient),
             ]
     return items
 

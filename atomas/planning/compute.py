@@ -10,6 +10,12 @@ _TF32_PRODUCTS = 3
 """tf32 products that stand for one of float32 in the token interaction."""
 
 
+def interaction_rate(work: Workload, gpu: Gpu, assumed: Assumptions) -> float:
+    """FLOP/s of the token interaction, which multiplies tokens of the run's precision."""
+    peak = gpu.tf32_flops / _TF32_PRODUCTS if work.element_bytes == 4 else gpu.bf16_flops
+    return peak * assumed.interaction_fraction
+
+
 @dataclass(frozen=True)
 class ComputePlan:
     """FLOPs and seconds of one rank."""
@@ -69,5 +75,5 @@ def plan_compute(work: Workload, gpu: Gpu, assumed: Assumptions) -> ComputePlan:
     half = work.config.training.precision != "fp32"
     peak = gpu.bf16_flops if half else gpu.tf32_flops
     backbone = (flops.hardware - interaction) / (peak * assumed.matmul_fraction)
-    rate = gpu.tf32_flops / _TF32_PRODUCTS * assumed.interaction_fraction
-    return ComputePlan(flops, accumulation * backbone, accumulation * interaction / rate)
+    scored = interaction / interaction_rate(work, gpu, assumed)
+    return ComputePlan(flops, accumulation * backbone, accumulation * scored)

@@ -11,7 +11,7 @@ class Gpu:
     bf16_flops: float
     """Dense bf16 matrix products with float32 sums, FLOP/s"""
     tf32_flops: float
-    """Dense tf32 products, FLOP/s; float32 tokens of the alignment take three of them"""
+    """Dense tf32 products, FLOP/s; float32 tokens take three of them"""
     node_bytes_per_second: float
     """One direction of the link to the other GPUs of a node"""
 
@@ -35,7 +35,7 @@ class Assumptions:
     matmul_fraction: float = 0.45
     """Share of the bf16 peak that backbone and heads reach on ragged batches"""
     interaction_fraction: float = 0.5
-    """Share of the tf32 peak, divided by three products, that the token interaction reaches"""
+    """Share of its peak that the token interaction reaches: the bf16 peak, in float32 a third of the tf32 peak"""
     link_fraction: float = 0.8
     """Share of a link's rate that collectives reach"""
     latency_seconds: float = 2e-5

@@ -284,27 +284,29 @@ def _logits(work: Workload, sizes: BackboneSizes, device: Device) -> float:
 
 def _alignment(work: Workload, device: Device) -> list[Component]:
     """Heads, this rank's tokens of every level, those of others, matches and scores."""
-    b, width, levels = work.micro_pairs, work.width, work.levels
+    b, levels = work.micro_pairs, work.levels
     if not levels["text"]:
         return []
-    row = 4 * (width + 1)
+    row, gradient = work.token_row_bytes, work.token_gradient_bytes
     cached = b < work.pairs
     ring = work.config.loss.exchange == "ring"
-    own = others = arriving = matches = 0.0
+    own = others = arriving = returning = matches = 0.0
     for text, smiles in zip(levels["text"], levels["smiles"], strict=True):
         if not text.aligned:
             continue
-        sent = row * (smiles if work.travelling == "smiles" else text).tokens
-        if cached:  # values and gradients
-            own += 2 * row * work.pairs * (text.tokens + smiles.tokens)
-        elif work.weight_bytes != 4:  # in float32 the heads keep the same tensors
+        sent = (smiles if work.travelling == "smiles" else text).tokens
+        if cached:
+            own += (row + gradient) * work.pairs * (text.tokens + smiles.tokens)
+        elif work.element_bytes != 4:  # in float32 the heads keep the same tensors
             own += row * b * (text.tokens + smiles.tokens)
         if work.ranks > 1 and (ring or cached):
             # the block in use and the one that arrives, and as many gradients; of the chunk in turn
-            arriving = max(arriving, sent * 4 * (b if ring else b * work.ranks))
+            arriving = max(arriving, 2 * (row + gradient) * sent * (b if ring else b * work.ranks))
         elif work.ranks > 1:
-            others += sent * work.batch
-            arriving = max(arriving, 2 * sent * work.batch)  # as the ranks' parts, and joined
+            others += row * sent * work.batch
+            # as the ranks' parts, and joined
+            arriving = max(arriving, 2 * row * sent * work.batch)
+            returning = max(returning, 2 * gradient * sent * work.batch)
         if not work.tiled:
             matches += _matches(work, device, text, smiles)
     place = work.config.training.feature_cache
@@ -314,6 +316,7 @@ def _alignment(work: Workload, device: Device) -> list[Component]:
         Component("own token blocks", own * (place != "disk"), "graph", on_host=cached and place == "host"),
         Component("token blocks of other ranks", others, "graph"),
         Component("arriving token blocks", arriving, "forward"),
+        Component("gradients of token blocks", returning, "backward"),
         Component("matches", matches, "graph"),
         Component("scores", 4 * b * work.batch * (3 if ring or cached else count + 3), "graph"),
     ]

@@ -98,8 +98,18 @@ class Workload:
 
     @property
     def element_bytes(self) -> int:
-        """Of an activation of the backbone."""
+        """Of an activation of the backbone, and of a token that ranks exchange."""
         return 4 if self.config.training.precision == "fp32" else 2
+
+    @property
+    def token_row_bytes(self) -> int:
+        """Of a token with its float32 weight, as it is sent."""
+        return self.element_bytes * self.width + 4
+
+    @property
+    def token_gradient_bytes(self) -> int:
+        """Of the gradient of both, which is float32."""
+        return 4 * (self.width + 1)
 
     @property
     def weight_bytes(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 from atomas.config import Config, ModelConfig
 from atomas.model.flops import PartFlops, count_step_flops
 from atomas.planning.communication import Backend, Traffic, loss_traffic, token_traffic
+from atomas.planning.compute import interaction_rate
 from atomas.planning.hardware import Assumptions, Cluster
 from atomas.planning.model import SWEEP, traffic_seconds, with_exchange
 from atomas.planning.sizes import T5Sizes
@@ -101,14 +102,13 @@ def paper_rows(
         machines = cluster.of_size(ranks)
         for form in forms:
             plan = plan_form(form, replace(work, ranks=ranks))
-            rate = machines.gpu.tf32_flops / 3 * assumed.interaction_fraction
             rows.append(
                 {
                     "form": form,
                     "ranks": ranks,
                     "flops": plan.flops,
                     "sent_bytes": plan.sent(),
-                    "compute_seconds": plan.flops / rate,
+                    "compute_seconds": plan.flops / interaction_rate(work, machines.gpu, assumed),
                     "communication_seconds": sum(
                         traffic_seconds(item, machines, assumed) for item in plan.traffic
                     ),
