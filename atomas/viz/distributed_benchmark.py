@@ -18,8 +18,8 @@ def distributed_tables(report: dict[str, Any]) -> str:
     measured = report["rows"]
     first = next(row for row in measured if row["form"] == "allgather")
     lines = [
-        f"Measured with gloo, {problem['pairs']} pairs of width {problem['width']} on each rank, "
-        f"{problem['threads']} thread. Ratios are to {NAMES['allgather']} with {first['ranks']} rank.",
+        f"Measured with gloo, {problem['pairs']} pairs of width {problem['width']} in {problem['precision']} on each "
+        f"rank, {problem['threads']} thread. Ratios are to {NAMES['allgather']} with {first['ranks']} rank.",
         "",
         "| ranks | form | work, GFLOP | ratio | CPU time, ms | ratio | sent, MB | planned, MB |",
         "|---:|---|---:|---:|---:|---:|---:|---:|",
@@ -35,7 +35,8 @@ def distributed_tables(report: dict[str, Any]) -> str:
         lines += ["", *_one_device(report)]
     lines += [
         "",
-        f"On paper, {paper['pairs']} pairs of width {paper['width']} on each {paper['gpu'].upper()}.",
+        f"On paper, {paper['pairs']} pairs of width {paper['width']} in {problem['precision']} on each "
+        f"{paper['gpu'].upper()}.",
         "",
         "| GPUs | form | work, TFLOP | computation, ms | sent, GB | communication, ms |",
         "|---:|---|---:|---:|---:|---:|",

@@ -13,8 +13,8 @@ from atomas.planning.hardware import GPUS, Assumptions, Cluster
 FORMS = ("allgather", "ring", "gather_everything", "local_loss")
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("bench")
     sizes = [
         "--pairs",
@@ -29,6 +29,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "cpu",
         "--as-if",
         "3",
+        "--precision",
+        request.param,
     ]
     files = ["--json", str(folder / "report.json"), "--plot", str(folder / "plot.png")]
     main(["bench", "distributed", "--ranks", "2", *sizes, *files])
@@ -55,7 +57,7 @@ def test_one_device_has_a_time_for_every_form_that_differs_there(report: dict[st
 
 
 def test_work_of_a_rank_grows_with_the_ranks_as_each_form_says() -> None:
-    work = default_work(64, 16)
+    work = default_work(64, 16, "bf16")
     rows = paper_rows(
         work,
         FORMS,

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--pairs", type=_positive, default=8, metavar="B", help="pairs of each rank (default: 8)")
     add("--width", type=_positive, default=256, metavar="D", help="width of the states (default: 256)")
+    add("--precision", choices=("bf16", "fp32"), default="bf16", help="of states and tokens (default: bf16)")
     add("--runs", type=_positive, default=3, metavar="N", help="timed runs; the fastest counts (default: 3)")
     add("--threads", type=_positive, default=1, metavar="N", help="CPU threads of a process (default: 1)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the part on one device")
@@ -58,7 +59,13 @@ def run(options: argparse.Namespace) -> None:
 
     has_cuda = torch.cuda.is_available() and options.device != "cpu"
     device = torch.device("cuda" if has_cuda or options.device == "cuda" else "cpu")
-    problem = Problem(width=options.width, pairs=options.pairs, runs=options.runs, threads=options.threads)
+    problem = Problem(
+        width=options.width,
+        pairs=options.pairs,
+        runs=options.runs,
+        threads=options.threads,
+        precision=options.precision,
+    )
     head = kernels_report.head(device, ()) | {"benchmark": "distributed", "problem": asdict(problem)}
     rows = [
         row | planned(row, problem)
@@ -70,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
     on_device = Problem(**asdict(problem) | {"device": device.type})
     assumed = Assumptions()
     cluster = Cluster(gpu=GPUS["h200"], nodes=1, gpus_per_node=8, link_bytes_per_second=50e9)
-    work = default_work(options.paper_width, options.paper_pairs)
+    work = default_work(options.paper_width, options.paper_pairs, options.precision)
     report = head | {
         "rows": rows,
         "one_device": measure_as_if(on_device, wanted),

@@ -7,6 +7,9 @@ Each function takes this rank's b pairs and returns a loss whose mean over ranks
   pairs and scores [B, B]. (The published gather loses the gradient of other ranks; here it is exact.)
 - `local_loss`: as open_clip does with `local_loss` and `gather_with_grad` (Cherti et al. 2023, arXiv 2212.07143).
   Own pairs are clustered, both modalities travel, and each rank scores [b, B] twice: its texts, and its molecules.
+
+States have the precision of a run, and so have the tokens of the interaction. Weights of the heads are float32 in
+every precision, so that all forms round alike.
 """
 
 from typing import NamedTuple
@@ -35,9 +38,9 @@ class Pairs(NamedTuple):
     """Encoder states of b pairs."""
 
     text: Tensor
-    """[T_t, D]; differentiable"""
+    """[T_t, D] in the precision of the run; differentiable"""
     smiles: Tensor
-    """[T_s, D]; differentiable"""
+    """[T_s, D], as `text`; differentiable"""
     text_lengths: Tensor
     """[b] int64"""
     smiles_lengths: Tensor
@@ -68,11 +71,22 @@ def loss_of(form: str, alignment: HierarchicalAlignment, pairs: Pairs, everyone:
     """Scalar with gradient, see the module. Collective."""
     if form == "gather_everything":
         return _gather_everything(alignment, pairs, everyone.partition)
-    text = alignment.text(pairs.text, pairs.text_lengths)
-    smiles = alignment.smiles(pairs.smiles, pairs.smiles_lengths)
+    text, smiles = levels_of(alignment, pairs)
     if form == "local_loss":
         return _local_loss(alignment, text, smiles, everyone)
     return alignment(text, smiles, everyone)["loss/hierarchical"]
+
+
+def levels_of(alignment: HierarchicalAlignment, pairs: Pairs) -> tuple[list[Level], list[Level]]:
+    """Levels of texts and SMILES, with tokens in the precision of the states."""
+    sides = (
+        alignment.text(pairs.text, pairs.text_lengths),
+        alignment.smiles(pairs.smiles, pairs.smiles_lengths),
+    )
+    text, smiles = (
+        [level._replace(tokens=level.tokens.to(pairs.text.dtype)) for level in side] for side in sides
+    )
+    return text, smiles
 
 
 def _gather_everything(alignment: HierarchicalAlignment, pairs: Pairs, partition: Partition) -> Tensor:
@@ -86,7 +100,7 @@ def _gather_everything(alignment: HierarchicalAlignment, pairs: Pairs, partition
         )
         for own, all_lengths in zip((pairs.text, pairs.smiles), lengths, strict=True)
     ]
-    text, smiles = alignment.text(states[0], lengths[0]), alignment.smiles(states[1], lengths[1])
+    text, smiles = levels_of(alignment, Pairs(*states, *lengths))
     scale = alignment.scale()
     parts = [
         weight * info_nce(interaction(text[number], smiles[number]), scale, negative_mask=None)

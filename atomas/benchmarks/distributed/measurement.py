@@ -6,18 +6,27 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from atomas.benchmarks.distributed.forms import FORMS, Pairs, build_alignment, global_batch, loss_of
+from atomas.benchmarks.distributed.forms import (
+    FORMS,
+    Pairs,
+    build_alignment,
+    global_batch,
+    levels_of,
+    loss_of,
+)
 from atomas.errors import AtomasError
 from atomas.model.alignment import HierarchicalAlignment, Level, interaction
 from atomas.phases import Collective, Observer, observed_by
 from atomas.planning.communication import wire_factor
 from atomas_kernels.bench.lengths import draw
+
+Precision = Literal["bf16", "fp32"]
 
 _SAME = 1e-5
 """Largest relative difference between the losses of two forms."""
@@ -33,7 +42,14 @@ class Problem:
     runs: int
     """Timed after one that is not; the fastest counts"""
     threads: int
+    precision: Precision
+    """Of states and tokens"""
     device: str = "cpu"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of states and tokens."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
 class _Bytes(Observer):
@@ -52,7 +68,9 @@ def draw_pairs(problem: Problem, rank: int, ranks: int) -> Pairs:
     lengths = [draw(modality, ranks * problem.pairs, seed=0)[own] for modality in ("text", "smiles")]
     generator = torch.Generator().manual_seed(1 + rank)
     states = [
-        torch.randn(int(each.sum()), problem.width, generator=generator).to(problem.device).requires_grad_()
+        torch.randn(int(each.sum()), problem.width, generator=generator)
+        .to(problem.device, problem.dtype)
+        .requires_grad_()
         for each in lengths
     ]
     return Pairs(*states, *(each.to(problem.device) for each in lengths))
@@ -140,19 +158,12 @@ def _as_if(form: str, problem: Problem, ranks: int) -> dict[str, Any]:
 
 def _block(form: str, alignment: HierarchicalAlignment, own: Pairs, everyone: Pairs) -> torch.Tensor:
     """The sum of the scores that one rank computes; the levels of others are made without gradient."""
-
-    def levels(pairs: Pairs) -> list[list[Level]]:
-        return [
-            alignment.text(pairs.text, pairs.text_lengths),
-            alignment.smiles(pairs.smiles, pairs.smiles_lengths),
-        ]
-
     if form == "gather_everything":
-        text, smiles = levels(everyone)
+        text, smiles = levels_of(alignment, everyone)
         return torch.stack([interaction(*each).sum() for each in zip(text, smiles, strict=True)]).sum()
-    text, smiles = levels(own)
+    text, smiles = levels_of(alignment, own)
     with torch.no_grad():
-        all_text, all_smiles = levels(everyone)
+        all_text, all_smiles = levels_of(alignment, everyone)
     scores = [interaction(*each).sum() for each in zip(text, map(_leaf, all_smiles), strict=True)]
     if form == "local_loss":
         scores += [interaction(*each).sum() for each in zip(smiles, map(_leaf, all_text), strict=True)]

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from atomas.config import Config, ModelConfig
+from atomas.benchmarks.distributed.measurement import Precision, Problem
+from atomas.config import Config, ModelConfig, TrainingConfig
 from atomas.model.flops import PartFlops, count_step_flops
 from atomas.planning.communication import Backend, Traffic, loss_traffic, token_traffic
 from atomas.planning.compute import interaction_rate
@@ -76,7 +77,7 @@ def _traffic(form: str, work: Workload) -> list[Traffic]:
     if work.ranks == 1:
         return []
     if form == "gather_everything":
-        rows = 4 * work.width * work.pairs * sum(work.tokens.values())
+        rows = work.element_bytes * work.width * work.pairs * sum(work.tokens.values())
         return [
             Traffic("lengths", "all_gather", 2 * 8 * work.pairs, 2),
             Traffic("states", "all_gather", rows, 2),
@@ -117,19 +118,22 @@ def paper_rows(
     return rows
 
 
-def default_work(width: int, pairs: int, lengths: PairLengths | None = None) -> Workload:
+def default_work(
+    width: int, pairs: int, precision: Precision, lengths: PairLengths | None = None
+) -> Workload:
     """Three levels of width D over lengths like those of ChEBI-20."""
-    config = Config(model=ModelConfig(d_model=width))
+    config = Config(model=ModelConfig(d_model=width), training=TrainingConfig(precision=precision))
     lengths = lengths or PairLengths.spread(CHEBI20_MEAN["text"], CHEBI20_MEAN["smiles"])
     return Workload(config, T5Sizes.of_model(config.model, 1), lengths, pairs)
 
 
-def planned(row: dict[str, Any], problem: Any) -> dict[str, Any]:
+def planned(row: dict[str, Any], problem: Problem) -> dict[str, Any]:
     """FLOPs and bytes on paper for a measured row of a `measurement.Problem`."""
     from atomas_kernels.bench.lengths import draw
 
     count = row["ranks"] * problem.pairs
     lengths = PairLengths(text=draw("text", count, 0).numpy(), smiles=draw("smiles", count, 0).numpy())
-    work = replace(default_work(problem.width, problem.pairs, lengths), ranks=row["ranks"])
+    one = default_work(problem.width, problem.pairs, problem.precision, lengths)
+    work = replace(one, ranks=row["ranks"])
     plan = plan_form(row["form"], work)
     return {"flops": plan.flops, "planned_sent_bytes": plan.sent("gloo")}
