@@ -253,7 +253,7 @@ class TrainingConfig:
     """Contrastive batches, each of B pairs, whose gradients are averaged into one optimizer step."""
     precision: Literal["fp32", "bf16", "bf16_autocast", "fp16"] = "fp32"
     """`bf16` casts the weights, with fp32 masters in the optimizer; `bf16_autocast` keeps fp32 weights.
-    T5 overflows in `fp16`."""
+    T5 overflows in `fp16`, which needs ZeRO stage 1 to 3."""
     compile: bool = False
     """Run the backbone's blocks through `torch.compile`, attention apart. Not under ZeRO stage 3."""
     log_every: int = 10
@@ -416,6 +416,11 @@ class Config:
             raise AtomasError(
                 "training.compile with deepspeed.zero_stage = 3: weights come and go there while a block runs; "
                 "use stage 2, or leave compile off"
+            )
+        if self.training.precision == "fp16" and self.deepspeed.zero_stage == 0:
+            raise AtomasError(
+                "training.precision = fp16 with deepspeed.zero_stage = 0: DeepSpeed divides gradients by the loss scale "
+                "there, but never multiplies the loss by it; use stage 1, also on one GPU, or bf16"
             )
         if not 0.0 <= self.loss.alpha <= 1.0:
             raise AtomasError(f"loss.alpha = {self.loss.alpha}: must be in [0, 1]")

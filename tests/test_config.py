@@ -100,6 +100,7 @@ def test_extends_and_overrides(tmp_path: Path) -> None:
         ("optimizer: {beta1: 1.5}\n", r"optimizer\.beta1 = 1\.5: must be in \[0, 1\)"),
         ("loss: {level_weights: [-1, 0, 0]}\n", r"loss\.level_weights = .* must not be negative"),
         ("deepspeed: {extra: {elasticity: {}}}\n", r"deepspeed\.extra: 'elasticity' cannot be set there"),
+        ("training: {precision: fp16}\ndeepspeed: {zero_stage: 0}\n", "fp16 with .*use stage 1, .* or bf16"),
         ("training: {compile: true}\ndeepspeed: {zero_stage: 3}\n", r"training\.compile with .*use stage 2"),
         ("deepspeed: {extra: {zero_optimization: {stage: 1}}}\n", r"'zero_optimization\.stage' cannot be set there"),
         ("loss: {global_weight: 0, hierarchical_weight: 0, lm_weight: 0}\n", r"every loss weight is 0"),

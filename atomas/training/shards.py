@@ -110,8 +110,7 @@ class OptimizerShard:
     def _scaler(self) -> Any:
         if not self._engine.fp16_enabled():
             return None
-        optimizer = self._engine.optimizer
-        return getattr(optimizer, "loss_scaler", None) or optimizer.loss_scale_config
+        return self._engine.optimizer.loss_scaler
 
 
 _SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

@@ -95,6 +95,28 @@ def test_half_precision_is_computed_in_single() -> None:
     assert (got[2][5].double() - expected[2][5]).abs().max() <= 0.02 * expected[2][5].abs().max()
 
 
+def test_leaves_of_half_precision_may_have_single_gradients_which_do_not_depend_on_the_block() -> None:
+    """Ranks and tiles sum what each of them finds: a coefficient must be rounded to the same in each."""
+    problem = _problem([20, 5], [9, 34], 32)
+    problem[:2] = [(3 * x).round().half() for x in problem[:2]]
+    upstream = torch.tensor([[3.7, 0.011], [-1.9, 0.017]])
+
+    def gradients(part: slice) -> list[Tensor]:
+        ends = problem[5].cumsum(0)
+        tokens = slice(int(ends[part][0] - problem[5][part][0]), int(ends[part][-1]))
+        leaves = [problem[0], problem[1][tokens], problem[2], problem[3][tokens]]
+        leaves = [x.detach().clone().requires_grad_() for x in leaves]
+        for leaf in leaves[:2]:
+            leaf.grad_dtype = torch.float32
+        scores = token_interaction(*leaves, problem[4], problem[5][part])
+        return list(torch.autograd.grad(scores, leaves, upstream[:, part]))
+
+    whole, first, second = gradients(slice(0, 2)), gradients(slice(0, 1)), gradients(slice(1, 2))
+    assert [x.dtype for x in whole] == [torch.float32] * 4
+    parts = [first[0] + second[0], torch.cat([first[1], second[1]])]
+    _assert_near(parts, whole[:2], 1e-6)
+
+
 def test_duplicated_tokens_give_the_gradient_to_the_first() -> None:
     text = _whole(_problem([40], [1], 20))[0]
     smiles = text[3].repeat(35, 1).requires_grad_()

@@ -201,6 +201,22 @@ def test_flex_attention_computes_the_same(causal: bool, biased: bool) -> None:
     assert_close(attention_flex.packed_attention(*arguments, **options), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
+def test_an_empty_pass_of_flex_attention_has_a_gradient_for_everything(lengths: list[int]) -> None:
+    """Ranks of ZeRO stage 3 that make a pass with nothing must reach every weight, that of the distances too."""
+    leaves = [torch.zeros(0, 2, 16, requires_grad=True) for _ in range(3)]
+    bias, of_key = torch.randn(2, 9, requires_grad=True), torch.zeros(0, requires_grad=True)
+    sizes = torch.tensor(lengths, dtype=torch.int64)
+    attended = attention_flex.packed_attention(
+        *leaves, sizes, sizes, distance_bias=bias, key_bias=of_key, causal=False, dropout=0.0
+    )
+    assert attended.shape == (0, 2, 16)
+    for leaf, gradient in zip(
+        [*leaves, bias, of_key], torch.autograd.grad(attended.sum(), [*leaves, bias, of_key]), strict=True
+    ):
+        assert torch.equal(gradient, torch.zeros_like(leaf))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("causal", [False, True])
 def test_gradients_of_flex_attention(causal: bool) -> None:

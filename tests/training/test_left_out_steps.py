@@ -21,6 +21,7 @@ from atomas.training.step import contrastive_step
 from tests.training.test_shards import WORLD, _batch, _config, _prepare, _start
 
 CASES = [(precision, stage) for stage in range(4) for precision in ("fp32", "bf16", "bf16_autocast", "fp16")]
+CASES.remove(("fp16", 0))  # refused
 FEW = [("fp32", 0), ("bf16", 1), ("fp32", 2), ("bf16", 3)]
 
 

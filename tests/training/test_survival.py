@@ -149,10 +149,16 @@ def test_the_scale_of_an_fp16_loss_goes_on(bench: Bench, stage: int) -> None:
             assert job.codes() == [0, 0], job.errors()
         return losses(job.run)
 
+    def norms() -> list[float]:
+        records = read_metrics(bench.folder / "runs" / name)
+        return [record["gradient_norm"] for record in records if record["kind"] == "train"]
+
     folder = bench.folder / "runs" / name / "checkpoints"
     whole = train(stage)
     assert all(map(math.isfinite, whole))
+    assert not math.isfinite(norms()[0])
     assert trainer_state(folder / "step_00000006")["loss_scale"]["cur_scale"] < 2**16
+    unscaled = norms()[6]
     scale = trainer_state(folder / "step_00000012")["loss_scale"]
     shutil.rmtree(folder / "step_00000012")
     assert train(stage) == whole
@@ -160,6 +166,7 @@ def test_the_scale_of_an_fp16_loss_goes_on(bench: Bench, stage: int) -> None:
     shutil.rmtree(folder / "step_00000012")
     elsewhere = train(1)
     assert elsewhere[6] == pytest.approx(whole[6], rel=1e-3)
+    assert norms()[6] == pytest.approx(unscaled, rel=1e-2)
     assert trainer_state(folder / "step_00000012")["loss_scale"]["cur_scale"] == scale["cur_scale"]
 
 
