@@ -419,8 +419,8 @@ class Config:
             )
         if self.training.precision == "fp16" and self.deepspeed.zero_stage == 0:
             raise AtomasError(
-                "training.precision = fp16 with deepspeed.zero_stage = 0: DeepSpeed divides gradients by the loss scale "
-                "there, but never multiplies the loss by it; use stage 1, also on one GPU, or bf16"
+                "training.precision = fp16 with deepspeed.zero_stage = 0: DeepSpeed divides gradients by the loss "
+                "scale there, but never multiplies the loss by it; use stage 1, also on one GPU, or bf16"
             )
         if not 0.0 <= self.loss.alpha <= 1.0:
             raise AtomasError(f"loss.alpha = {self.loss.alpha}: must be in [0, 1]")
