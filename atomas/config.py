@@ -304,13 +304,27 @@ class DeepSpeedConfig:
 
     zero_stage: Literal[0, 1, 2, 3] = 2
     """0 plain data parallel; 1 shards the optimizer, 2 gradients too, 3 parameters too."""
-    offload: Literal["none", "cpu"] = "none"
-    """Keep optimizer state, and under stage 3 parameters, in host memory."""
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    """`cpu` keeps optimizer state, and under stage 3 parameters, in host memory; `nvme`, under stage 3 alone, keeps
+    both in files below `nvme_path`."""
+    nvme_path: str = ""
+    """Folder on a local disk of the node for `offload: nvme`. Every rank has a folder of its own in it, which goes when
+    the rank ends; one that a killed rank left goes at the next start on the node."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Merged into the generated DeepSpeed JSON. Keys that DeepSpeed has removed or that Atomas sets are refused."""
 
     def __post_init__(self) -> None:
         """Refuse keys that would silently not do what they say."""
+        if self.offload == "nvme" and self.zero_stage != 3:
+            raise AtomasError(
+                f"deepspeed.offload = 'nvme' needs deepspeed.zero_stage = 3, not {self.zero_stage}; set it, or take "
+                "offload = 'cpu'"
+            )
+        if (self.offload == "nvme") != bool(self.nvme_path):
+            raise AtomasError(
+                "deepspeed.offload = 'nvme' and deepspeed.nvme_path, a folder on a local disk, need each other; "
+                f"they are {self.offload!r} and {self.nvme_path!r}"
+            )
         zero = self.extra.get("zero_optimization")
         given = [
             *self.extra,

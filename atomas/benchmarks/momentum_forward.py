@@ -110,14 +110,16 @@ def _measure(rank: int, folder: str, precision: Any, forward: Any) -> None:
         model.encoder, config.momentum, autocast=torch.bfloat16 if precision == "bf16" else None
     )
     shard = OptimizerShard(build_engine(config, model, WORLD))
-    momentum.shard(shard.fragments, replicated=False, layerwise=forward == "layerwise")
+    momentum.shard(
+        shard.fragments, shard.masters_by_part(), replicated=False, layerwise=forward == "layerwise"
+    )
     batch = _batch(rank)
     sent, updates, forwards = _Sent(), [], []
     with observed_by(sent), _gathers_counted(sent):
         for _ in range(STEPS):
             dist.barrier()
             started = time.perf_counter()
-            momentum.update(shard.masters)
+            momentum.update(shard.masters_by_part())
             updated = time.perf_counter()
             momentum.targets(batch)
             updates.append(updated - started)

@@ -21,13 +21,13 @@ class Fragment:
     """of the whole parameter"""
     start: int
     """Number of the first element"""
-    master: Tensor
-    """[n] float32, a view of what the optimizer updates"""
+    size: int
+    """Elements: n"""
 
     @property
     def stop(self) -> int:
         """One behind the last element."""
-        return self.start + self.master.numel()
+        return self.start + self.size
 
 
 @dataclass(frozen=True)

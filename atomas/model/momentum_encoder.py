@@ -6,7 +6,7 @@ communication. What runs is a replica in the dtype of the forward pass, made of 
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -48,11 +48,19 @@ class Momentum(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def shard(self, fragments: Mapping[str, Fragment], *, replicated: bool, layerwise: bool) -> None:
-        """Keep masters of this rank's `fragments` alone, beginning with their present values. Collective.
+    def shard(
+        self,
+        fragments: Mapping[str, Fragment],
+        masters: Iterable[Mapping[str, Tensor]],
+        *,
+        replicated: bool,
+        layerwise: bool,
+    ) -> None:
+        """Keep masters of this rank's `fragments` alone. Collective.
 
         Args:
             fragments: what this rank's optimizer holds, by name; those that are not of the encoder are ignored.
+            masters: their present values, a part at a time; the copy's masters begin with them, where they lie.
             replicated: every rank holds all of it.
             layerwise: keep the copy that runs in pieces too, those of ZeRO stage 3, and gather a layer while it runs.
         """
@@ -66,9 +74,7 @@ class Momentum(nn.Module):
             engine = shard_weights(_Features(self.encoder), kept_whole=0)
             engine.eval()
             self._features = engine.forward  # the method alone: its engine is no submodule of this one
-            self._pieces = {
-                name: wholes[name].ds_tensor[: piece.master.numel()] for name, piece in own.items()
-            }
+            self._pieces = {name: wholes[name].ds_tensor[: piece.size] for name, piece in own.items()}
         else:
             self._pieces = {
                 name: wholes[name].view(-1)[piece.start : piece.stop] for name, piece in own.items()
@@ -76,23 +82,29 @@ class Momentum(nn.Module):
             if world_size() > 1 and not replicated:
                 self._gather = FragmentGather(wholes, own, "momentum weights")
         self.masters = {}
-        for name, piece in own.items():
-            runs = self._pieces[name]
-            same = runs.dtype == piece.master.dtype and runs.device == piece.master.device
-            self.masters[name] = runs if same else torch.empty_like(piece.master)
-            self.masters[name].copy_(piece.master)
+        for part in masters:
+            for name in own.keys() & part.keys():
+                runs, master = self._pieces[name], part[name]
+                same = runs.dtype == master.dtype and runs.device == master.device
+                self.masters[name] = runs if same else torch.empty_like(master)
+                self.masters[name].copy_(master)
         self.refresh()
 
     @torch.no_grad()
-    def update(self, sources: Mapping[str, Tensor]) -> None:
+    def update(self, sources: Iterable[Mapping[str, Tensor]]) -> None:
         """theta_m <- m theta_m + (1 - m) theta, before the momentum features of a step are computed.
 
-        `sources` holds what `masters` follows, under the same names and in the same shapes, best in float32; other
-        names are ignored, a missing one is a KeyError. Collective where the masters are sharded.
+        `sources` holds what `masters` follows, a part at a time, under the same names and in the same shapes, best in
+        float32; other names are ignored, a missing one is a KeyError. Collective where the masters are sharded.
         """
         with phase("momentum"):
-            followed = [sources[name] for name in self.masters]
-            momentum_update(list(self.masters.values()), followed, self.coefficient)
+            missing = dict(self.masters)
+            for part in sources:
+                names = [name for name in part if name in missing]
+                masters = [missing.pop(name) for name in names]
+                momentum_update(masters, [part[name] for name in names], self.coefficient)
+            if missing:
+                raise KeyError(f"momentum: nothing to follow for {next(iter(missing))}")
             self.refresh()
 
     @torch.no_grad()

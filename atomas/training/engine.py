@@ -1,5 +1,6 @@
 """DeepSpeed: its JSON generated from our configuration, and its engine."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -9,12 +10,13 @@ from atomas.config import REDUCE_BUCKET, Config
 from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
 from atomas.training.allocator import keep_freed_memory
+from atomas.training.nvme import NvmeOffload
 from atomas.training.step import micro_batches_of
 from atomas.training.telemetry import logger
 
 
-def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
-    """The whole DeepSpeed configuration, every default that matters written out.
+def deepspeed_json(config: Config, world_size: int, nvme: NvmeOffload | None = None) -> dict[str, Any]:
+    """The whole DeepSpeed configuration, every default that matters written out; without `nvme` not what it says.
 
     Raises:
         AtomasError: the world size does not divide B, or the micro-batch does not divide a rank's share.
@@ -55,6 +57,8 @@ def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
     if config.training.precision in ("bf16", "fp16") and stage >= 2 and accumulation * micro_batches > 1:
         # In 16 bits a sum of many gradients is rounded after each of them.
         generated["data_types"] = {"grad_accum_dtype": "fp32"}
+    if nvme is not None:
+        _merge(generated, nvme.settings())
     _merge(generated, config.deepspeed.extra)
     return generated
 
@@ -84,15 +88,19 @@ def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
         eps=config.optimizer.epsilon,
         fused=config.deepspeed.offload == "none",
     )
+    nvme = None
+    if config.deepspeed.offload == "nvme":
+        nvme = NvmeOffload(config, optimizer.param_groups, world_size)
+    settings = deepspeed_json(config, world_size, nvme)
     try:
-        engine, _, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=deepspeed_json(config, world_size),
-            dist_init_required=False,
-        )
+        with contextlib.nullcontext() if nvme is None else nvme.building(model, settings):
+            engine, _, _, _ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=settings, dist_init_required=False
+            )
     except ValueError as error:  # a dtype that the device lacks, a value in deepspeed.extra
         raise AtomasError(f"DeepSpeed refuses the configuration: {error}") from error
+    if nvme is not None:
+        nvme.keep_for(engine)
     if world_size == 1 and config.deepspeed.zero_stage == 0:
         # Else every gradient is copied into one flat buffer and back, to be averaged over a single rank.
         engine.enable_backward_allreduce = False

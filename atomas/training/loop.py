@@ -1,5 +1,6 @@
 """A training run, from a configuration to its last checkpoint: read it from top to bottom."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def train(config: Config, stop: StopSignal) -> int:
         stop.after_grace(config.run.grace_seconds, watchdog.end_overdue)
         session = Session.open(config, placement, device)
         watchdog.write_flight_to(session.run.attempt_path)
-        with Instruments.of(session) as instruments:
+        with contextlib.closing(session), Instruments.of(session) as instruments:
             return _run_steps(session, stop, instruments, watchdog)
 
 

@@ -1,6 +1,7 @@
 """Everything a running training process holds: assembled, saved and restored here; stepped in `loop`."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from atomas.config import Config
+from atomas.config import CheckpointConfig, Config
 from atomas.data.bad_samples import FILE_NAME as BAD_SAMPLES
 from atomas.data.bad_samples import Skipped, append_skipped
 from atomas.data.batching import PairBatch
@@ -76,13 +77,12 @@ class Session:
         Raises:
             AtomasError: whatever a user can mend: the corpus, the tokenizer, the world size, a checkpoint.
         """
-        deepspeed_config = deepspeed_json(config, placement.world_size)
+        deepspeed_json(config, placement.world_size)  # a wrong world size is said before anything is built
         _set_kernels(config.run.kernels)
         run = _open_run(config, placement, device)
         with together("writing to the run folder"):
             if placement.rank == 0:
                 write_json(run.attempt_path / "env.json", environment(device, placement.world_size))
-                write_json(run.attempt_path / "deepspeed.json", deepspeed_config)
                 used = ", ".join(f"{op}: {name}" for op, name in active_backends(device).items())
                 logger.info("operators on %s: %s", device, used)
         corpora = Corpora.open(config)
@@ -110,6 +110,7 @@ class Session:
         if momentum is not None:
             momentum.shard(
                 shard.fragments,
+                shard.masters_by_part(),
                 replicated=shard.replicated,
                 layerwise=config.momentum.forward == "layerwise",
             )
@@ -126,13 +127,14 @@ class Session:
             shard=shard,
             momentum=momentum,
             gauge=gauge,
-            saver=Saver(run, config.checkpoint, device),
+            saver=Saver(run, _checkpoint_config(config, shard), device),
             stability=Stability(config.stability),
         )
         session._resume()
         with together("writing to the run folder"):
             if placement.rank == 0:
                 run.write_config(config)
+                write_json(run.attempt_path / "deepspeed.json", engine.config)
         return session
 
     def batches(self) -> OrderedLoader[PairBatch]:
@@ -190,7 +192,12 @@ class Session:
     def update_momentum(self) -> None:
         """theta_m follows the fp32 weights that the last step left. Collective where those are sharded."""
         if self.momentum is not None:
-            self.momentum.update(self.shard.masters)
+            self.momentum.update(self.shard.masters_by_part())
+
+    def close(self) -> None:
+        """Remove what the run keeps on disks of the node. The engine is of no use after it."""
+        if hasattr(self.engine, "swap_folder"):
+            self.engine.swap_folder.remove()
 
     def save(self, *, score: float | None = None, wait: bool = False) -> None:
         """Begin a checkpoint of the present step; see `Saver.begin`. Collective."""
@@ -267,6 +274,13 @@ class Session:
         self.shard.give_weights()
         if self.momentum is not None:
             self.momentum.refresh()
+
+
+def _checkpoint_config(config: Config, shard: OptimizerShard) -> CheckpointConfig:
+    if not shard.swapped:
+        return config.checkpoint
+    # copies in memory of what lies on NVMe would not fit there
+    return dataclasses.replace(config.checkpoint, asynchronous=False)
 
 
 def _open_stream(

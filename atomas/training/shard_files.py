@@ -1,6 +1,7 @@
 """The sharded part of a checkpoint: masters, moments and momentum masters, each rank's in a file of its own.
 
-shards/rank_0000.safetensors holds `master/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `momentum/NAME`, one-dimensional
+shards/rank_0000.safetensors (and rank_0000_001 ... where the optimizer is offloaded to NVMe, so that only a part of it
+is in memory at once) holds `master/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `momentum/NAME`, one-dimensional
 fp32 pieces of flattened parameters; its metadata says of which shape a parameter is, where the piece starts, and how
 many optimizer steps it has seen. Every element is in exactly one file, so any number of ranks, with other pieces,
 can read what they need.
@@ -26,34 +27,37 @@ FOLDER = "shards"
 
 def shard_tensors(
     shard: OptimizerShard, momentum: Mapping[str, Tensor] | None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What this rank's file holds, and its metadata. The tensors are views of what the optimizer goes on to change.
+) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
+    """What each of this rank's files holds, and its metadata.
+
+    The tensors are views of what the optimizer goes on to change; with NVMe valid only until the next file.
 
     Args:
         shard: what this rank's optimizer holds.
         momentum: momentum masters [n] of the same pieces, for those parameters that have one.
     """
-    tensors: dict[str, Tensor] = {}
-    fragments: dict[str, Any] = {}
-    for name, fragment in shard.fragments.items():
-        part = shard.written_part(name)
-        if part.start == part.stop:
-            continue
-        fragments[name] = {
-            "shape": fragment.shape,
-            "start": fragment.start + part.start,
-            "steps": shard.steps(name),
-        }
-        kinds = {"master": fragment.master, **shard.moments(name)}
-        if momentum is not None and name in momentum:
-            kinds["momentum"] = momentum[name].view(-1)
-        tensors |= {f"{kind}/{name}": values[part].detach() for kind, values in kinds.items()}
-    return tensors, {"fragments": json.dumps(fragments)}
+    for names in shard.parts():
+        tensors: dict[str, Tensor] = {}
+        fragments: dict[str, Any] = {}
+        for name in names:
+            fragment, part = shard.fragments[name], shard.written_part(name)
+            if part.start == part.stop:
+                continue
+            fragments[name] = {
+                "shape": fragment.shape,
+                "start": fragment.start + part.start,
+                "steps": shard.steps(name),
+            }
+            kinds = {"master": shard.master(name), **shard.moments(name)}
+            if momentum is not None and name in momentum:
+                kinds["momentum"] = momentum[name].view(-1)
+            tensors |= {f"{kind}/{name}": values[part].detach() for kind, values in kinds.items()}
+        yield tensors, {"fragments": json.dumps(fragments)}
 
 
-def shard_file(rank: int) -> str:
+def shard_file(rank: int, part: int = 0) -> str:
     """Name of a rank's file in a checkpoint."""
-    return f"{FOLDER}/rank_{rank:04d}.safetensors"
+    return f"{FOLDER}/rank_{rank:04d}{f'_{part:03d}' if part else ''}.safetensors"
 
 
 @dataclass
@@ -151,13 +155,16 @@ def read_shard(saved: SavedShards, shard: OptimizerShard, momentum: Mapping[str,
 
     The weights of the module are not touched: see `OptimizerShard.give_weights`.
     """
-    shard.reset()
-    for name, fragment in shard.fragments.items():
-        shape, start, steps = fragment.shape, fragment.start, saved.steps(name)
-        saved.read("master", name, shape, start, fragment.master)
-        if steps:
-            shard.begin_at(name, steps)
-            for key, values in shard.moments(name).items():
-                saved.read(key, name, shape, start, values)
-        if momentum is not None and name in momentum:
-            saved.read("momentum", name, shape, start, momentum[name].view(-1))
+    for names in shard.parts(change=True):
+        for name in names:
+            shard.reset(name)
+        for name in names:
+            fragment, steps = shard.fragments[name], saved.steps(name)
+            shape, start = fragment.shape, fragment.start
+            saved.read("master", name, shape, start, shard.master(name))
+            if steps:
+                shard.begin_at(name, steps)
+                for key, values in shard.moments(name).items():
+                    saved.read(key, name, shape, start, values)
+            if momentum is not None and name in momentum:
+                saved.read("momentum", name, shape, start, momentum[name].view(-1))

@@ -1,11 +1,13 @@
 """What this rank's optimizer holds: its fragments of the fp32 masters and of AdamW's moments, by parameter name.
 
 DeepSpeed keeps them differently for every ZeRO stage and precision; here they look alike, as views that can be read
-and written in place. Nothing in this file is collective, but for `OptimizerShard.give_weights`.
+and written in place. What is offloaded to NVMe has to be read from there first: `OptimizerShard.parts`. Nothing in this
+file is collective, but for `OptimizerShard.give_weights`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,23 +29,64 @@ class _Place:
     fragment: Fragment
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Fragments that come into memory together."""
+
+    sub_groups: list[int]
+    """Numbers of the tensors of ZeRO stage 3 in which they lie: one, where that is swapped"""
+    swapped: bool
+    """It lies on NVMe between steps"""
+    names: list[str] = field(default_factory=list)
+
+
 class OptimizerShard:
-    """The fragments of one rank. Their views stay valid as long as the engine lives."""
+    """The fragments of one rank.
+
+    Their views stay valid as long as the engine lives; those of a part that lies on NVMe only while `parts` is there.
+    """
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._places = dict(_places(engine))
         self.fragments = {name: place.fragment for name, place in self._places.items()}
         """of every trainable parameter of which this rank holds a part"""
-        self.masters = {name: fragment.master for name, fragment in self.fragments.items()}
+        self._parts = _parts(engine.optimizer, self._places)
+        self.swapped = any(part.swapped for part in self._parts)
+        """Some of it lies on NVMe between steps."""
         self.replicated = engine.zero_optimization_stage() == 0
         """Every rank holds all of it, instead of a part of its own."""
+
+    def parts(self, *, change: bool = False) -> Iterator[list[str]]:
+        """Names of fragments, all at once; with NVMe a sub-group at a time, which is in memory until the next one is.
+
+        With `change` what was written there is kept. Go through all of them: not collective, but nothing else may
+        use the optimizer meanwhile.
+        """
+        for part in self._parts:
+            with self._in_memory(part, change=change):
+                yield part.names
+
+    def masters_by_part(self) -> Iterator[Mapping[str, Tensor]]:
+        """The masters [n] by name, a part at a time."""
+        for names in self.parts():
+            yield {name: self.master(name) for name in names}
+
+    @property
+    def masters(self) -> dict[str, Tensor]:
+        """All masters [n] by name. Not with NVMe."""
+        return {name: self.master(name) for name in self._places}
+
+    def master(self, name: str) -> Tensor:
+        """The fp32 master [n] of a fragment, a view of what the optimizer updates."""
+        place = self._places[name]
+        return place.stepped.detach().view(-1)[place.offset : place.offset + place.fragment.size]
 
     def moments(self, name: str) -> dict[str, Tensor]:
         """Both moments [n] of a fragment; empty before its first optimizer step."""
         place = self._places[name]
         state = self._state(place)
-        stop = place.offset + place.fragment.master.numel()
+        stop = place.offset + place.fragment.size
         return {key: state[key].view(-1)[place.offset : stop] for key in MOMENTS if key in state}
 
     def steps(self, name: str) -> int:
@@ -63,15 +106,14 @@ class OptimizerShard:
         state["step"] = torch.tensor(float(steps), device=place.stepped.device if fused else "cpu")
 
     @torch.no_grad()
-    def reset(self) -> None:
-        """Let the optimizer have seen nothing, as when a run goes back to a checkpoint; masters stay as they are."""
-        for place in self._places.values():
-            for value in self._state(place).values():
-                value.zero_()
+    def reset(self, name: str) -> None:
+        """Let the optimizer have seen nothing of a fragment, and of those that share its state; the master stays."""
+        for value in self._state(self._places[name]).values():
+            value.zero_()
 
     def written_part(self, name: str) -> slice:
         """Elements of this rank's fragment that it writes to a checkpoint: those that no other rank writes."""
-        count = self.masters[name].numel()
+        count = self.fragments[name].size
         if not self.replicated:
             return slice(0, count)
         return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
@@ -83,9 +125,12 @@ class OptimizerShard:
         if hasattr(optimizer, "update_lp_params"):  # ZeRO 1 and 2
             optimizer.update_lp_params()
             return
-        for name, master in self.masters.items():
-            held = named[name].ds_tensor if hasattr(named[name], "ds_tensor") else named[name]
-            held.data.view(-1)[: master.numel()].copy_(master)
+        for part in self._parts:
+            with self._in_memory(part, change=False):
+                for sub_group in part.sub_groups:  # ZeRO 3, whose weights may lie on NVMe too
+                    optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
+                for name in [] if part.sub_groups else part.names:
+                    named[name].data.view(-1).copy_(self.master(name))
         kept_whole = getattr(optimizer, "persistent_parameters", [])
         if kept_whole:  # ZeRO 3 keeps small parameters gathered
             kept_whole[0].partition(kept_whole)
@@ -102,6 +147,21 @@ class OptimizerShard:
         for key, value in saved.items():
             if scaler is not None and hasattr(scaler, key):
                 setattr(scaler, key, value)
+
+    @contextlib.contextmanager
+    def _in_memory(self, part: _Part, *, change: bool) -> Iterator[None]:
+        if not part.swapped:
+            yield
+            return
+        optimizer = self._engine.optimizer
+        optimizer._optimizer_states_and_gradient_swap_in(*part.sub_groups)
+        try:
+            yield
+        finally:
+            if change:
+                optimizer._optimizer_states_and_gradient_swap_out(*part.sub_groups)
+            else:
+                optimizer._release_swap_buffers(*part.sub_groups)
 
     def _state(self, place: _Place) -> dict[str, Any]:
         state: dict[str, Any] = self._engine.basic_optimizer.state[place.stepped]
@@ -133,11 +193,22 @@ def _places(engine: Any) -> Iterator[tuple[str, _Place]]:
             yield name, place
 
 
+def _parts(optimizer: Any, places: Mapping[str, _Place]) -> list[_Part]:
+    sub_groups = getattr(optimizer, "fp32_partitioned_groups_flat", [])  # of ZeRO 3
+    number = {id(flat): i for i, flat in enumerate(sub_groups)}
+    swapped = [i for i in range(len(sub_groups)) if optimizer._swappable_optimizer_subgroup(i)]
+    here = [i for i in range(len(sub_groups)) if i not in swapped]
+    parts = [_Part(sub_groups=here, swapped=False), *(_Part(sub_groups=[i], swapped=True) for i in swapped)]
+    of_group = {part.sub_groups[0]: part for part in parts[1:]}
+    for name, place in places.items():
+        of_group.get(number.get(id(place.stepped), -1), parts[0]).names.append(name)
+    return parts
+
+
 def _place(stepped: Tensor, offset: int, shape: tuple[int, ...], start: int, length: int) -> _Place | None:
     if length <= 0:
         return None
-    master = stepped.detach().view(-1)[offset : offset + length]
-    return _Place(stepped, offset, Fragment(shape=shape, start=start, master=master))
+    return _Place(stepped, offset, Fragment(shape=shape, start=start, size=length))
 
 
 def _unsharded(optimizer: Any) -> dict[Tensor, Tensor]:

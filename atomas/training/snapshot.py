@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 QUEUE = "queue.safetensors"
 TRAINER = "trainer.json"
+
+File = tuple[str, dict[str, Tensor], dict[str, str]]
+"""Name in the checkpoint, tensors and metadata"""
 
 
 class HostCopies:
@@ -53,8 +56,8 @@ class Snapshot:
     """One rank's part of a checkpoint, and on rank 0 what is written once."""
 
     step: int
-    part: dict[str, tuple[dict[str, Tensor], dict[str, str]]]
-    """File name -> tensors and metadata, of this rank"""
+    files: Callable[[], Iterator[File]]
+    """Of this rank; the tensors of one may be there only until the next"""
     session: "Session"
     """Read for what does not change during a run"""
     trainer: dict[str, Any]
@@ -66,22 +69,28 @@ class Snapshot:
         random_state = {"cpu": torch.get_rng_state()}
         if session.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(session.device)
-        part = {
-            shard_file(rank): shard_tensors(session.shard, None if momentum is None else momentum.masters),
-            _random_file(rank): (random_state, {}),
-        }
-        if momentum is not None and rank == 0:
-            part[QUEUE] = (dict(momentum.queue.named_buffers()), {})
-        if copies is not None:
-            part = {file: (copies(file, tensors), about) for file, (tensors, about) in part.items()}
-        return cls(step=session.step, part=part, session=session, trainer=trainer)
+
+        def files() -> Iterator[File]:
+            masters = None if momentum is None else momentum.masters
+            for number, (tensors, about) in enumerate(shard_tensors(session.shard, masters)):
+                yield shard_file(rank, number), tensors, about
+            yield _random_file(rank), random_state, {}
+            if momentum is not None and rank == 0:
+                yield QUEUE, dict(momentum.queue.named_buffers()), {}
+
+        if copies is None:
+            return cls(step=session.step, files=files, session=session, trainer=trainer)
+        copied = [(name, copies(name, tensors), about) for name, tensors, about in files()]
+        return cls(step=session.step, files=lambda: iter(copied), session=session, trainer=trainer)
 
     def write_part(self, folder: Path) -> list[str]:
         """Write this rank's files; their names. Needs no other rank."""
-        for name, (tensors, metadata) in self.part.items():
+        names = []
+        for name, tensors, metadata in self.files():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_tensors(folder / name, tensors, metadata)
-        return list(self.part)
+            names.append(name)
+        return names
 
     def write_rest(self, folder: Path) -> None:
         """Write, on rank 0, what follows from the parts of all ranks, which must be there."""

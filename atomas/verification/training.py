@@ -52,7 +52,7 @@ def _verify_task(golden: GoldenFile, task: Task, t5_config: Path) -> Iterator[Ch
     parameters = dict(model.named_parameters(remove_duplicate=False))
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     for step, losses in enumerate(expected):
-        momentum.update(parameters)
+        momentum.update([parameters])
         targets = momentum.targets(batch)
         values = model(batch, targets)
         optimizer.zero_grad()

@@ -62,7 +62,7 @@ def test_update_moves_every_weight_by_the_coefficient(make_model: Any) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
-    momentum.update({name: value.double() for name, value in online.items()})
+    momentum.update([{name: value.double() for name, value in online.items()}])
     for name, value in momentum.named_parameters():
         assert not value.requires_grad
         assert_close(value, 0.9 * before[name] + 0.1 * online[name])
@@ -74,7 +74,7 @@ def test_small_updates_are_not_rounded_away(make_model: Any) -> None:
     weight = dict(momentum.named_parameters())["encoder.backbone.t5.shared.weight"]
     before = weight.clone()
     sources = {name: value.float() * 1.01 for name, value in model.named_parameters()}
-    momentum.update(sources)
+    momentum.update([sources])
     assert weight.dtype == torch.float32
     assert_close(weight - before, before * 0.01 * 0.005, rtol=1e-2, atol=1e-6)
 
@@ -208,7 +208,7 @@ def test_ten_thousand_updates_are_the_closed_form(make_model: Any) -> None:
     naive = before.bfloat16()
     for number in range(1, steps + 1):
         masters[name] = (before.double() + number * step).float()  # a running sum would round, too
-        momentum.update(masters)
+        momentum.update([masters])
         naive.lerp_(masters[name].bfloat16(), 1 - m)
     moved = step * (steps - m * (1 - m**steps) / (1 - m))
     found = dict(momentum.named_parameters())[name]

@@ -121,7 +121,7 @@ def _record_training(folder: Path, *, width: int, pairs: int, queue: int, tied: 
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         losses = []
         for step in range(2):
-            momentum.update(dict(model.named_parameters()))
+            momentum.update([dict(model.named_parameters())])
             targets = momentum.targets(batch)
             values = model(batch, targets)
             optimizer.zero_grad()

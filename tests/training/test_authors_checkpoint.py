@@ -53,7 +53,7 @@ def golden_batch(training: dict[str, Tensor]) -> PairBatch:
 
 def first_losses(model: AtomasModel, momentum: Momentum, batch: PairBatch) -> dict[str, Tensor]:
     """Losses of the first step: the momentum copy is updated before its features are computed."""
-    momentum.update(dict(model.named_parameters(remove_duplicate=False)))
+    momentum.update([dict(model.named_parameters(remove_duplicate=False))])
     return model(batch, momentum.targets(batch))
 
 

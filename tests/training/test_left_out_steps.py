@@ -58,7 +58,7 @@ def _step(
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=config.training.precision == "bf16_autocast")
 
-    momentum.update(shard.masters)
+    momentum.update(shard.masters_by_part())
     step = OptimizerStep(engine)
     for pass_ in range(config.training.gradient_accumulation_steps):
         bad = fault if rank == 1 and pass_ == 0 else ""

@@ -89,6 +89,7 @@ def _start(config: Config) -> tuple[Any, OptimizerShard, Momentum]:
     shard = OptimizerShard(engine)
     momentum.shard(
         shard.fragments,
+        shard.masters_by_part(),
         replicated=shard.replicated,
         layerwise=config.momentum.forward == "layerwise",
     )
@@ -131,7 +132,7 @@ def _check_case(rank: int, case: tuple[str, int, str], folder: Path) -> None:
     sent = _Bytes()
     for step in range(3):
         with observed_by(sent):
-            momentum.update(shard.masters)
+            momentum.update(shard.masters_by_part())
         for name, master in _whole_masters(engine).items():
             if name in slow:
                 slow[name] = COEFFICIENT * slow[name] + (1 - COEFFICIENT) * master
@@ -160,7 +161,7 @@ def _check_case(rank: int, case: tuple[str, int, str], folder: Path) -> None:
         assert weight.dtype == dtype
         # the copies may differ from the expected ones by a rounding
         assert_close(weight.float(), slow[name], rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
-    tensors, metadata = shard_tensors(shard, momentum.masters)
+    ((tensors, metadata),) = shard_tensors(shard, momentum.masters)
     path = folder / shard_file(rank)
     path.parent.mkdir(exist_ok=True)
     write_tensors(path, tensors, metadata)
@@ -277,7 +278,7 @@ def _long_worker(rank: int, folder: str) -> None:
             exact[name].lerp_(shard.masters[name].double(), 1 - M)
             naive[name].mul_(M).add_(shard.masters[name].bfloat16(), alpha=1 - M)
         for engine, own_shard, own_momentum in runs.values():
-            own_momentum.update(own_shard.masters)
+            own_momentum.update(own_shard.masters_by_part())
             terms = [
                 (engine.module.get_parameter(name).float() - target).square().sum()
                 for name, target in noisy.items()

@@ -41,7 +41,12 @@ class OurStep:
         fill(self.momentum.queue)
         self.engine = build_engine(config, model, world_size)
         self.shard = OptimizerShard(self.engine)
-        self.momentum.shard(self.shard.fragments, replicated=self.shard.replicated, layerwise=False)
+        self.momentum.shard(
+            self.shard.fragments,
+            self.shard.masters_by_part(),
+            replicated=self.shard.replicated,
+            layerwise=False,
+        )
         for name in off:
             if change_optimizer := SWITCHES[name].optimizer:
                 change_optimizer(self.engine.basic_optimizer)
@@ -49,7 +54,7 @@ class OurStep:
 
     def __call__(self, batch: PairBatch) -> dict[str, Tensor]:
         """One step; the losses."""
-        self.momentum.update(self.shard.masters)
+        self.momentum.update(self.shard.masters_by_part())
         losses = contrastive_step(self.engine, self.momentum, batch, autocast=contextlib.nullcontext)
         with phase("optimizer"):
             self.engine.step()

@@ -78,7 +78,7 @@ def check_same_loss(config: Config, preset: Preset, device: torch.device, *, pai
     clusters = _clusters_of(published)
     with torch.no_grad():
         own = model.represent(batch).levels
-    momentum.update(weights)
+    momentum.update([weights])
     model.represent = partial(model.represent, clusters=clusters)  # type: ignore[method-assign]
     ours = model(batch, momentum.targets(batch))
     ours["loss"].backward()
