@@ -1,5 +1,6 @@
 """Devices and kernels: what torch sees, what the driver reports, and whether the operators compute what they should."""
 
+import ctypes.util
 import shutil
 import subprocess
 
@@ -163,3 +164,21 @@ def _small_results(device: torch.device) -> dict[str, torch.Tensor]:
         "its gradient": gradient,
     }
     return {op: value.detach().double() for op, value in found.items()}
+
+
+def check_nvme_offload() -> CheckResult:
+    """DeepSpeed's operator for `deepspeed.offload: nvme`; nothing else needs it."""
+    from atomas.training.nvme import operator_file
+
+    name, file = "NVMe offload", operator_file()
+    if file.exists():
+        return CheckResult(name=name, status="ok", message=f"DeepSpeed's operator is compiled: {file}")
+    if ctypes.util.find_library("aio") is None:
+        message = (
+            "deepspeed.offload = 'nvme' cannot be used here: libaio is missing (libaio-dev, libaio-devel)"
+        )
+    else:
+        message = (
+            "DeepSpeed's operator is not compiled: the first run with deepspeed.offload = 'nvme' does it"
+        )
+    return CheckResult(name=name, status="skipped", message=message)

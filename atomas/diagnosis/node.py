@@ -46,4 +46,5 @@ def _device_checks() -> list[CheckResult]:
         attempt("GPU health", devices.check_gpu_health),
         attempt("peer access", devices.check_peer_access),
         *devices.check_kernels(),
+        attempt("NVMe offload", devices.check_nvme_offload),
     ]

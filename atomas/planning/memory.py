@@ -12,14 +12,18 @@ from typing import Any, Literal
 
 from atomas.config import REDUCE_BUCKET
 from atomas.model.flops import BackboneSizes
+from atomas.planning.offload import SUB_GROUP, Swapped
+from atomas.planning.sizes import matrix_sizes
 from atomas.planning.workload import Level, Workload
 
 Device = Literal["cpu", "cuda"]
 Moment = Literal["always", "graph", "forward", "backward", "update"]
 """`graph` from the forward pass through the backward pass, `forward` and `backward` only in one of them, `update` after
 the backward pass until the optimizer has stepped."""
+Place = Literal["device", "host", "nvme"]
 ZERO_STAGES = (0, 1, 2, 3)
 
+_WHERE: dict[Place, str] = {"device": "", "host": ", on the host", "nvme": ", on NVMe"}
 _LOGITS_PER_CHUNK: dict[Device, int] = {"cpu": 1 << 22, "cuda": 1 << 24}
 """Of the language model's loss: entries of the logits that are held at once."""
 _MATCH_LIMIT: dict[Device, tuple[int, int]] = {"cpu": (2, 64 * 2**20), "cuda": (6, 2 * 2**30)}
@@ -36,8 +40,8 @@ class Component:
     name: str
     bytes: float
     moment: Moment
-    on_host: bool = False
-    """Offloaded: takes no memory of the GPU"""
+    place: Place = "device"
+    """Offloaded, it takes no memory of the GPU; on NVMe none at all"""
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,9 @@ class MemoryPlan:
 
     components: tuple[Component, ...]
 
-    def total(self, moment: Moment, *, on_host: bool = False) -> float:
+    def total(self, moment: Moment, place: Place = "device") -> float:
         """Bytes held at a moment beside what is always held."""
-        return sum(c.bytes for c in self.components if c.moment == moment and c.on_host == on_host)
+        return sum(c.bytes for c in self.components if c.moment == moment and c.place == place)
 
     @property
     def peak(self) -> float:
@@ -59,7 +63,7 @@ class MemoryPlan:
     def lines(self) -> list[str]:
         """The components, largest first, for people."""
         return [
-            f"  {c.name:30}{c.bytes / 2**20:12,.1f} MiB  {c.moment}{', on the host' if c.on_host else ''}"
+            f"  {c.name:30}{c.bytes / 2**20:12,.1f} MiB  {c.moment}{_WHERE[c.place]}"
             for c in sorted(self.components, key=lambda component: -component.bytes)
         ]
 
@@ -67,8 +71,7 @@ class MemoryPlan:
         """For JSON."""
         return {
             "components": {
-                c.name: {"bytes": round(c.bytes), "held": c.moment, "on_host": c.on_host}
-                for c in self.components
+                c.name: {"bytes": round(c.bytes), "held": c.moment, "place": c.place} for c in self.components
             },
             "peak_bytes": round(self.peak),
         }
@@ -91,28 +94,35 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
     share = 1 / work.ranks
     sharded = share if stage else 1
     has_masters = stage > 0 or width == 2
-    offloaded = work.config.deepspeed.offload != "none" and stage > 0
+    offload = work.config.deepspeed.offload
+    offloaded = offload != "none" and stage > 0
+    host: Place = "host" if offloaded and device == "cuda" else "device"
+    swapped = swapped_by(work) if offload == "nvme" and stage == 3 else Swapped.nothing()
     accumulates = work.config.training.gradient_accumulation_steps > 1 or work.micro_pairs < work.pairs
     bucket = _bucket_elements(work, total, device) if stage else 0
     # AdamW is fused, and makes nothing on the way, unless its states are on the host
-    step = 2 * 4 * total * sharded if offloaded else 0
+    step = 2 * 4 * (swapped.largest_sub_group or total * sharded) if offloaded else 0
+    # in 16 bits the gradient of a sub-group is made float32 in turn
+    in_turn = swapped.largest_sub_group * (width != 4)
+    fp32_gradients = total * sharded - swapped.states + in_turn
     components = [
         Component(
             "parameters",
-            width * total * (share if stage == 3 else 1),
+            width * (total * (share if stage == 3 else 1) - swapped.parameters),
             "always",
-            on_host=offloaded and stage == 3,
+            host if stage == 3 else "device",
         ),
-        Component("fp32 masters", 4 * total * sharded * has_masters, "always", on_host=offloaded),
-        Component("optimizer states", 8 * total * sharded, "always", on_host=offloaded),
+        Component("fp32 masters", 4 * (total * sharded - swapped.states) * has_masters, "always", host),
+        Component("optimizer states", 8 * (total * sharded - swapped.states), "always", host),
+        Component("swap buffers", swapped.buffers(width), "always", host),
+        Component("parameters, swapped", width * swapped.parameters, "always", "nvme"),
+        Component("masters and states, swapped", 12 * swapped.states, "always", "nvme"),
         Component(
             "gradients",
             width * total * (share if stage >= 2 else 1),
             "always" if accumulates else "update",
         ),
-        Component(
-            "fp32 gradients and step", 4 * total * sharded * has_masters + step, "update", on_host=offloaded
-        ),
+        Component("fp32 gradients and step", 4 * fp32_gradients * has_masters + step, "update", host),
         # a bucket is taken when the backward pass begins, and given back when it ends
         Component("gradient buckets", width * bucket, "backward"),
     ]
@@ -127,6 +137,15 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
     return components
 
 
+def swapped_by(work: Workload) -> Swapped:
+    """What one rank has in files with `deepspeed.offload: nvme`."""
+    matrices = matrix_sizes(work.config, work.t5)
+    others = work.parameters.total - sum(matrices)
+    extra = work.config.deepspeed.extra.get("zero_optimization", {})
+    limit = int(extra.get("sub_group_size", SUB_GROUP))
+    return Swapped.of([matrices, [others]], work.ranks, work.weight_bytes, limit)
+
+
 def stage_3_reuse(work: Workload) -> float:
     """Share of the parameters that stage 3 keeps gathered from the forward to the backward pass.
 
@@ -134,7 +153,8 @@ def stage_3_reuse(work: Workload) -> float:
     that distance is twice the model.
     """
     zero = work.config.deepspeed.extra.get("zero_optimization", {})
-    distance = float(zero.get("stage3_max_reuse_distance", _REUSE_DISTANCE))
+    default = 0 if work.config.deepspeed.offload == "nvme" else _REUSE_DISTANCE
+    distance = float(zero.get("stage3_max_reuse_distance", default))
     return min(1.0, distance / (2 * work.parameters.total))
 
 
@@ -176,7 +196,13 @@ def _checkpoint_copies(work: Workload, stage: int, device: Device) -> Component:
     written = 12 * work.parameters.total / work.ranks
     if work.has_momentum:
         written += 4 * work.slow_share(stage) / (1 if stage else work.ranks)
-    return Component("checkpoint copies", written if beside else 0, "always", on_host=device == "cuda")
+    if (
+        config.deepspeed.offload == "nvme"
+    ):  # what lies there is written a sub-group at a time, while training waits
+        beside = False
+    return Component(
+        "checkpoint copies", written if beside else 0, "always", "host" if device == "cuda" else "device"
+    )
 
 
 def _activations(work: Workload, device: Device) -> list[Component]:
@@ -310,10 +336,11 @@ def _alignment(work: Workload, device: Device) -> list[Component]:
         if not work.tiled:
             matches += _matches(work, device, text, smiles)
     place = work.config.training.feature_cache
+    where: Place = "host" if cached and place == "host" and device == "cuda" else "device"
     count = sum(level.aligned for level in levels["text"])
     return [
         Component("heads", sum(_hierarchy(work, device, levels[m], b) for m in ("text", "smiles")), "graph"),
-        Component("own token blocks", own * (place != "disk"), "graph", on_host=cached and place == "host"),
+        Component("own token blocks", own * (place != "disk"), "graph", where),
         Component("token blocks of other ranks", others, "graph"),
         Component("arriving token blocks", arriving, "forward"),
         Component("gradients of token blocks", returning, "backward"),

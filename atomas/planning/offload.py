@@ -39,6 +39,11 @@ class Swapped:
             largest_sub_group=max(sub_groups, default=0),
         )
 
+    @classmethod
+    def nothing(cls) -> "Swapped":
+        """Without such an offload."""
+        return cls(parameters=0, largest_parameter=0, states=0, largest_sub_group=0)
+
     def on_disk(self, weight_bytes: int) -> int:
         """Bytes in files."""
         return weight_bytes * self.parameters + 12 * self.states

@@ -81,6 +81,9 @@ def _heading(work: Workload, cluster: Cluster, gpu_name: str) -> str:
     )
 
 
+_MARKS = {"device": "", "host": "*", "nvme": "°"}
+
+
 def _memory_table(plans: Sequence[MemoryPlan]) -> list[str]:
     names = dict.fromkeys(component.name for plan in plans for component in plan.components)
     rows = []
@@ -90,13 +93,12 @@ def _memory_table(plans: Sequence[MemoryPlan]) -> list[str]:
         for plan in plans:
             found = next((c for c in plan.components if c.name == name), None)
             held = held or (found.moment if found else "")
-            cells.append(
-                "-" if found is None else f"{found.bytes / 1e9:.2f}" + ("*" if found.on_host else "")
-            )
+            cells.append("-" if found is None else f"{found.bytes / 1e9:.2f}" + _MARKS[found.place])
         rows.append([name, *cells, held])
     rows.append(["most at once", *(f"{plan.peak / 1e9:.2f}" for plan in plans), ""])
     lines = _columns([["", *(f"ZeRO {stage}" for stage in ZERO_STAGES), "held"], *rows])
-    return [*lines, "* on the host"] if any("*" in line for line in lines) else lines
+    notes = {"*": "* on the host", "°": "° on NVMe"}
+    return [*lines, *(note for mark, note in notes.items() if any(mark in line for line in lines))]
 
 
 def _time_table(steps: Any, largest: Any) -> list[str]:

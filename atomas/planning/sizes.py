@@ -109,6 +109,24 @@ def count_parameters(config: Config, t5: T5Sizes) -> ParameterCounts:
     )
 
 
+def matrix_sizes(config: Config, t5: T5Sizes) -> list[int]:
+    """Elements of each weight matrix of the same model, in its order; vectors are left out."""
+    counts, sizes, width = count_parameters(config, t5), t5.backbone, t5.backbone.width
+    attention, feed_forward = (
+        [width * sizes.inner] * 4,
+        [width * sizes.feed_forward] * (3 if sizes.gated else 2),
+    )
+    vocabulary = sizes.vocabulary * width
+    layers = [
+        *(attention + feed_forward) * sizes.layers,
+        *(attention * 2 + feed_forward) * (sizes.decoder_layers if counts.decoder else 0),
+    ]
+    output = [vocabulary] * (counts.embedding // vocabulary - 1)
+    levels = [level for level, weight in enumerate(config.loss.level_weights) if weight]
+    hierarchy = [3 * width**2, *[width**2] * 4] * max(levels, default=0) + [2 * width**2] * len(levels)
+    return [vocabulary, *layers, *output, *hierarchy * (2 if counts.alignment else 0)]
+
+
 def _stack(t5: T5Sizes, layers: int, *, attentions: int) -> int:
     sizes = t5.backbone
     attention = 4 * sizes.width * sizes.inner + sizes.width

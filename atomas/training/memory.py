@@ -10,6 +10,7 @@ from atomas.json_files import write_json
 from atomas.planning.memory import MemoryPlan, plan_memory
 from atomas.planning.sizes import T5Sizes
 from atomas.planning.workload import PairLengths, Workload
+from atomas.training.nvme import swap_buffer_bytes
 from atomas.training.session import Session
 
 logger = logging.getLogger("atomas")
@@ -101,6 +102,8 @@ def held_bytes(session: Session) -> dict[str, int]:
             "momentum masters": _bytes(momentum.masters.values(), seen),
             "queue": _bytes(momentum.queue.buffers(), seen),
         }
+    if hasattr(engine, "swap_folder"):
+        parts["swap buffers"] = swap_buffer_bytes(engine)
     return {name: size for name, size in parts.items() if size}
 
 

@@ -128,6 +128,16 @@ class NvmeOffload:
             start += size
 
 
+def swap_buffer_bytes(engine: Any) -> int:
+    """Page-locked memory through which an engine swaps."""
+    optimizer = engine.optimizer
+    weights = optimizer.fp16_groups[0][0].nvme_swapper
+    tensors = [*optimizer.optimizer_swapper.swap_buffer_manager.all_buffers, weights.buffers]
+    if weights.partitioned_swap_buffer is not None:
+        tensors.append(weights.partitioned_swap_buffer)
+    return sum(tensor.nbytes for tensor in tensors)
+
+
 def load_operator() -> Any:
     """DeepSpeed's asynchronous I/O, compiled at its first use on a machine.
 
