@@ -102,6 +102,7 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
     bucket = _bucket_elements(work, total, device) if stage else 0
     # AdamW is fused, and makes nothing on the way, unless its states are on the host
     step = 2 * 4 * (swapped.largest_sub_group or total * sharded) if offloaded else 0
+    keeps = offloaded and stage == 3  # its gradients, on the host
     # in 16 bits the gradient of a sub-group is made float32 in turn
     in_turn = swapped.largest_sub_group * (width != 4)
     fp32_gradients = total * sharded - swapped.states + in_turn
@@ -120,9 +121,11 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
         Component(
             "gradients",
             width * total * (share if stage >= 2 else 1),
-            "always" if accumulates else "update",
+            "always" if accumulates or keeps else "update",
+            host if keeps else "device",
         ),
-        Component("fp32 gradients and step", 4 * fp32_gradients * has_masters + step, "update", host),
+        Component("fp32 gradients", 4 * fp32_gradients * has_masters, "always" if keeps else "update", host),
+        Component("optimizer step", step, "update", host),
         # a bucket is taken when the backward pass begins, and given back when it ends
         Component("gradient buckets", width * bucket, "backward"),
     ]
