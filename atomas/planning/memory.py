@@ -133,7 +133,8 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
         components.append(Component("flattened gradients", width * total, "update"))
     if stage == 3:
         kept = stage_3_reuse(work) * total
-        gathered = min(total, _LIVE, kept + _PREFETCHED + _largest(work))
+        prefetched = 0 if offload == "nvme" else _PREFETCHED
+        gathered = min(total, _LIVE, kept + prefetched + _largest(work))
         components.append(Component("gathered parameters", width * gathered, "graph"))
     if work.config.training.precision == "bf16_autocast":
         components.append(Component("bf16 copies of weights", 2 * total, "graph"))
