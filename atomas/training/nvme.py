@@ -42,7 +42,6 @@ class NvmeOffload:
         Raises:
             AtomasError: the operator, the folder, the room in it or the page-locked memory is missing.
         """
-        device = next(iter(groups[0]["params"])).device
         self._weights = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
         self._weights = torch.float16 if config.training.precision == "fp16" else self._weights
         size = self._weights.itemsize
@@ -50,7 +49,7 @@ class NvmeOffload:
         self._sub_group = int(zero.get("sub_group_size", SUB_GROUP))
         sizes = [[p.numel() for p in group["params"]] for group in groups]
         self.swapped = Swapped.of(sizes, world_size, size, self._sub_group)
-        with together("opening deepspeed.nvme_path", device):
+        with together("opening deepspeed.nvme_path"):
             operator = load_operator()
             self.folder = SwapFolder(Path(config.deepspeed.nvme_path))
             self.folder.check_operator(operator)
@@ -59,7 +58,7 @@ class NvmeOffload:
         same = [
             needed for other, needed in from_all_ranks((disk, self.swapped.on_disk(size))) if other == disk
         ]
-        with together("opening deepspeed.nvme_path", device):
+        with together("opening deepspeed.nvme_path"):
             self.folder.check_space(sum(same))
 
     def settings(self) -> dict[str, Any]:
