@@ -79,7 +79,11 @@ class MemoryPlan:
 
 def plan_memory(work: Workload, stage: int, device: Device = "cuda") -> MemoryPlan:
     """Memory of one rank under a ZeRO stage."""
-    components = [*_weights(work, stage, device), *_momentum(work, stage), *_activations(work, device)]
+    components = [
+        *_weights(work, stage, device),
+        *_momentum(work, stage, device),
+        *_activations(work, device),
+    ]
     components.append(_checkpoint_copies(work, stage, device))
     return MemoryPlan(tuple(component for component in components if component.bytes))
 
@@ -95,7 +99,7 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
     sharded = share if stage else 1
     has_masters = stage > 0 or width == 2
     offload = work.config.deepspeed.offload
-    offloaded = offload != "none" and stage > 0
+    offloaded = is_offloaded(work, stage)
     host: Place = "host" if offloaded and device == "cuda" else "device"
     swapped = swapped_by(work) if offload == "nvme" and stage == 3 else Swapped.nothing()
     accumulates = work.config.training.gradient_accumulation_steps > 1 or work.micro_pairs < work.pairs
@@ -141,6 +145,12 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
     return components
 
 
+def is_offloaded(work: Workload, stage: int) -> bool:
+    """Whether the optimizer runs on the host under a stage."""
+    offload = work.config.deepspeed.offload
+    return stage == 3 if offload == "nvme" else stage > 0 and offload == "cpu"
+
+
 def swapped_by(work: Workload) -> Swapped:
     """What one rank has in files with `deepspeed.offload: nvme`."""
     matrices = matrix_sizes(work.config, work.t5)
@@ -174,18 +184,20 @@ def _largest(work: Workload) -> float:
     return float(max(sizes.vocabulary * sizes.width, sizes.width * sizes.feed_forward))
 
 
-def _momentum(work: Workload, stage: int) -> list[Component]:
-    """What runs, whole or in pieces; float32 masters, sharded as the optimizer is; the queue.
+def _momentum(work: Workload, stage: int, device: Device) -> list[Component]:
+    """What runs, whole or in pieces; float32 masters, sharded as the optimizer is and where it is; the queue.
 
-    In float32 the masters are a part of what runs.
+    In float32 the masters are a part of what runs, where that is in the same place.
     """
     if not work.has_momentum:
         return []
     size, share = work.momentum_bytes, work.slow_share(stage)
     layerwise = stage == 3 and work.config.momentum.forward == "layerwise"
+    host: Place = "host" if device == "cuda" and is_offloaded(work, stage) else "device"
+    apart = size != 4 or host == "host"
     components = [
         Component("momentum weights", size * (share if layerwise else work.parameters.slow), "always"),
-        Component("momentum masters", 4 * share if size != 4 else 0, "always"),
+        Component("momentum masters", 4 * share * apart, "always", host),
     ]
     pair = 2 * (4 * work.width + 8)
     components.append(Component("queue", work.config.momentum.queue_size * pair, "always"))

@@ -99,6 +99,12 @@ def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
             )
     except ValueError as error:  # a dtype that the device lacks, a value in deepspeed.extra
         raise AtomasError(f"DeepSpeed refuses the configuration: {error}") from error
+    except OSError as error:  # the disk has filled since it was looked at
+        if nvme is None:
+            raise
+        raise AtomasError(
+            f"deepspeed.nvme_path = {config.deepspeed.nvme_path!r}: {error.strerror}"
+        ) from error
     if nvme is not None:
         nvme.keep_for(engine)
     if world_size == 1 and config.deepspeed.zero_stage == 0:

@@ -153,6 +153,11 @@ def load_operator() -> Any:
             "compiling DeepSpeed's %s operator for deepspeed.offload = 'nvme', once on this machine: minutes, on a "
             "busy one an hour; it goes to %s", _OPERATOR, operator_file().parent,
         )  # fmt: skip
+    lock = operator_file().with_name("lock")
+    if lock.exists():
+        logger.warning(
+            "waiting for who compiles it; if nobody does, a killed process has left %s: remove it", lock
+        )
     try:
         operator = builder.load(verbose=False)
     except Exception as error:  # of the compiler, of ninja, of the loader
