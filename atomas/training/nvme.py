@@ -99,7 +99,7 @@ class NvmeOffload:
         from deepspeed.runtime.zero import partition_parameters, stage3
 
         # class statements here, as the import of DeepSpeed takes seconds
-        class StateSwapper(_Reserving, _GradientsInMemory, PartitionedOptimizerSwapper):
+        class StateSwapper(_Reserving, _GradientsInMemory, _MastersAlone, PartitionedOptimizerSwapper):
             pass
 
         class ParameterSwapper(_RoomForEverySubGroup, AsyncPartitionedParameterSwapper):
@@ -208,6 +208,18 @@ class _GradientsInMemory:
         super().swap_in_optimizer_state(parameter, async_parameter)  # type: ignore[misc]
         if parameter.ds_id in self.gradients:
             parameter.grad = self.gradients[parameter.ds_id].to(parameter.dtype)
+
+
+class _MastersAlone:
+    """Reads the masters of a sub-group without the moments, for those who only look at them."""
+
+    def swap_in_master(self: Any, parameter: Any) -> None:
+        """`release_swap_buffers` ends it."""
+        info = self._get_param_swap_info(parameter)
+        size = self._io_aligned_numel(info.numel())
+        info.swap_buffers = self.swap_buffer_manager.allocate(num_elems=size, count=1, dtype=parameter.dtype)
+        self.aio_handle.sync_pread(info.swap_buffers[0], info.get_swap_paths()[0], 0)
+        parameter.data = info.swap_buffers[0].narrow(0, 0, info.numel())
 
 
 class _RoomForEverySubGroup:

@@ -69,8 +69,9 @@ class OptimizerShard:
 
     def masters_by_part(self) -> Iterator[Mapping[str, Tensor]]:
         """The masters [n] by name, a part at a time."""
-        for names in self.parts():
-            yield {name: self.master(name) for name in names}
+        for part in self._parts:
+            with self._masters_in_memory(part):
+                yield {name: self.master(name) for name in part.names}
 
     @property
     def masters(self) -> dict[str, Tensor]:
@@ -126,7 +127,7 @@ class OptimizerShard:
             optimizer.update_lp_params()
             return
         for part in self._parts:
-            with self._in_memory(part, change=False):
+            with self._masters_in_memory(part):
                 for sub_group in part.sub_groups:  # ZeRO 3, whose weights may lie on NVMe too
                     optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
                 for name in [] if part.sub_groups else part.names:
@@ -162,6 +163,19 @@ class OptimizerShard:
                 optimizer._optimizer_states_and_gradient_swap_out(*part.sub_groups)
             else:
                 optimizer._release_swap_buffers(*part.sub_groups)
+
+    @contextlib.contextmanager
+    def _masters_in_memory(self, part: _Part) -> Iterator[None]:
+        if not part.swapped:
+            yield
+            return
+        optimizer = self._engine.optimizer
+        (sub_group,) = part.sub_groups
+        optimizer.optimizer_swapper.swap_in_master(optimizer.fp32_partitioned_groups_flat[sub_group])
+        try:
+            yield
+        finally:
+            optimizer._release_swap_buffers(sub_group)
 
     def _state(self, place: _Place) -> dict[str, Any]:
         state: dict[str, Any] = self._engine.basic_optimizer.state[place.stepped]
