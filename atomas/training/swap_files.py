@@ -49,7 +49,8 @@ class SwapFolder:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise AtomasError(
-                f"{self._asked} has {free / 2**30:.1f} GiB left, the ranks of this node need {needed / 2**30:.1f} GiB"
+                f"{self._asked} has {free / 2**20:,.0f} MiB left, the ranks of this node need "
+                f"{needed / 2**20:,.0f} MiB"
             )
 
     def check_operator(self, operator: Any) -> None:

@@ -150,7 +150,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest
         pytest.skip(f"{tmp_path} lies in memory")
     folder = SwapFolder(tmp_path)
     folder.check_space(2**20)
-    with pytest.raises(AtomasError, match=r"GiB left, the ranks of this node need 1048576.0 GiB$"):
+    with pytest.raises(AtomasError, match=r"MiB left, the ranks of this node need 1,073,741,824 MiB$"):
         folder.check_space(2**50)
     folder.remove()
 
