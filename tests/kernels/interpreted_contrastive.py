@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from atomas_kernels.reference import contrastive as reference
-from atomas_kernels.triton import contrastive, tuning
+from atomas_kernels.triton import contrastive, contrastive_backward, contrastive_tiles, tuning
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
@@ -106,7 +106,7 @@ def test_a_queue_of_another_dtype(dtype: torch.dtype) -> None:
 
 
 def test_several_tiles_in_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrastive, "_PROGRAMS", 2)
+    monkeypatch.setattr(contrastive_backward, "_PROGRAMS", 2)
     _assert_is_the_reference(_problem(66, 130, 200, 40, ignored=0.2))
 
 
@@ -150,7 +150,7 @@ def test_two_runs_are_bitwise_equal() -> None:
 
 def test_only_the_gradients_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, options = _problem(3, 5, 7)
-    monkeypatch.setattr(contrastive, "_key_gradient", None)
+    monkeypatch.setattr(contrastive_backward, "_key_gradient", None)
     inputs[0].requires_grad_()
     contrastive.contrastive_cross_entropy(*inputs, **options).backward()
     assert inputs[0].grad is not None
@@ -169,7 +169,7 @@ def test_inputs_that_are_not_contiguous() -> None:
 def test_the_mask_is_copied_only_where_its_rows_are_not_whole_vectors(columns: tuple[int, int]) -> None:
     ignore = torch.zeros(4, 48, dtype=torch.bool)
     part = ignore[:, slice(*columns)]
-    aligned = contrastive._aligned(part)
+    aligned = contrastive_tiles.aligned(part)
     assert (aligned.data_ptr() == part.data_ptr()) == (columns == (16, 32))
     assert aligned.stride(0) % 16 == 0
     assert torch.equal(aligned[:, : part.shape[1]].bool(), part)
