@@ -1,10 +1,11 @@
 """Bytes on paper are those that ranks hand to torch.distributed, and those that a network sees."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from atomas.config import Config, DeepSpeedConfig
+from atomas.config import Config, DeepSpeedConfig, TrainingConfig
 from atomas.planning.communication import plan_communication, wire_factor
 from atomas.planning.sizes import T5Sizes
 from atomas.planning.workload import PairLengths, Workload
@@ -33,14 +34,25 @@ def test_two_ranks_send_what_is_planned(count: Counter) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "exchange", "ranks"), [(3, "allgather", 4), (1, "ring", 4), (0, "ring", 2), (3, "ring", 2)]
+    ("stage", "exchange", "ranks", "precision"),
+    [
+        (3, "allgather", 4, "fp32"),
+        (1, "ring", 4, "fp32"),
+        (0, "ring", 2, "fp32"),
+        (3, "ring", 2, "fp32"),
+        (1, "allgather", 4, "bf16"),
+        (1, "ring", 2, "bf16_autocast"),
+    ],
 )
-def test_ranks_send_what_is_planned(count: Counter, stage: int, exchange: str, ranks: int) -> None:
+def test_ranks_send_what_is_planned(
+    count: Counter, stage: int, exchange: str, ranks: int, precision: str
+) -> None:
     # ranks pad to the longest of them, which fewer pairs would make felt
     keys = (
         f"--data.batch_size={8 * ranks}",
         f"--deepspeed.zero_stage={stage}",
         f"--loss.exchange={exchange}",
+        f"--training.precision={precision}",
     )
     _compare(count("traffic", *keys, ranks=ranks))
 
@@ -56,14 +68,18 @@ def test_one_rank_sends_nothing() -> None:
     assert wire_factor("all_reduce", 1) == 0
 
 
-def test_the_smaller_modality_travels_and_grows_with_the_ranks() -> None:
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 2), ("bf16_autocast", 2)])
+def test_the_smaller_modality_travels_and_grows_with_the_ranks(precision: Any, size: int) -> None:
     def tokens(ranks: int, exchange: str) -> float:
-        traffic = plan_communication(_work(ranks, exchange=exchange), 2).traffic
+        work = _work(ranks, exchange=exchange)
+        work = replace(work, config=replace(work.config, training=TrainingConfig(precision=precision)))
+        traffic = plan_communication(work, 2).traffic
         return sum(item.sent(ranks) for item in traffic if "tokens of level 0" in item.source)
 
-    block = 4 * (192 + 1) * 8 * 60
-    assert tokens(16, "allgather") == pytest.approx(15 * block * 2)
-    assert tokens(16, "ring") == pytest.approx((15 * 2 + 16) * block)
+    count = 8 * 60
+    block, gradient = (size * 192 + 4) * count, 4 * (192 + 1) * count
+    assert tokens(16, "allgather") == pytest.approx(15 * (block + gradient))
+    assert tokens(16, "ring") == pytest.approx(15 * 2 * block + 16 * gradient)
 
 
 def test_levels_without_weight_do_not_travel() -> None:

@@ -50,6 +50,7 @@ def test_tensors_of_a_run(count: Counter) -> None:
         ("--deepspeed.zero_stage=2", "--deepspeed.offload=cpu"),
         ("--deepspeed.zero_stage=3",),
         ("--deepspeed.zero_stage=3", "--deepspeed.offload=cpu"),
+        ("--deepspeed.zero_stage=2", "--training.precision=bf16", "--data.batch_size=32"),
     ],
 )
 def test_tensors_of_other_runs(count: Counter, keys: tuple[str, ...]) -> None:
