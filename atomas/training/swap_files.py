@@ -35,12 +35,14 @@ class SwapFolder:
         try:
             for left_over in parent.glob(f"{prefix}*"):
                 _remove_if_free(left_over)
-            self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            self._lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # it gets the name under which others find it when it is locked
+            nameless = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=parent))
+            lock = os.open(nameless / "lock", os.O_CREAT | os.O_RDWR)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.path = nameless.rename(nameless.with_name(nameless.name[1:]))
         except OSError as error:
             raise AtomasError(f"{self._asked} cannot be written to: {error.strerror}") from None
-        self.remove = weakref.finalize(self, _remove, self.path, self._lock)
+        self.remove = weakref.finalize(self, _remove, self.path, lock, os.getpid())
         """Remove it now"""
         self._check_direct_access()
 
@@ -124,6 +126,7 @@ def _remove_if_free(folder: Path) -> None:
             os.close(lock)
 
 
-def _remove(folder: Path, lock: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    os.close(lock)
+def _remove(folder: Path, lock: int, process: int) -> None:
+    if os.getpid() == process:  # not in a fork of it
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
