@@ -106,7 +106,8 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
     bucket = _bucket_elements(work, total, device) if stage else 0
     # AdamW is fused, and makes nothing on the way, unless its states are on the host
     step = 2 * 4 * (swapped.largest_sub_group or total * sharded) if offloaded else 0
-    keeps = offloaded and stage == 3  # its gradients, on the host
+    # with offload stage 3 keeps gradients on the host; stages 1 and 2 have none but in buckets and in float32
+    keeps, copies = offloaded and stage == 3, offloaded and stage < 3
     # in 16 bits the gradient of a sub-group is made float32 in turn
     in_turn = swapped.largest_sub_group * (width != 4)
     fp32_gradients = total * sharded - swapped.states + in_turn
@@ -124,11 +125,16 @@ def _weights(work: Workload, stage: int, device: Device) -> list[Component]:
         Component("masters and states, swapped", 12 * swapped.states, "always", "nvme"),
         Component(
             "gradients",
-            width * total * (share if stage >= 2 else 1),
+            width * total * (share if stage >= 2 else 1) * (accumulates or not copies),
             "always" if accumulates or keeps else "update",
             host if keeps else "device",
         ),
-        Component("fp32 gradients", 4 * fp32_gradients * has_masters, "always" if keeps else "update", host),
+        Component(
+            "fp32 gradients", 4 * fp32_gradients * has_masters, "always" if offloaded else "update", host
+        ),
+        Component(
+            "buffers of the offload", width * (total * share + _largest(work)) * copies, "always", host
+        ),
         Component("optimizer step", step, "update", host),
         # a bucket is taken when the backward pass begins, and given back when it ends
         Component("gradient buckets", width * bucket, "backward"),

@@ -117,10 +117,9 @@ def matrix_sizes(config: Config, t5: T5Sizes) -> list[int]:
         [width * sizes.feed_forward] * (3 if sizes.gated else 2),
     )
     vocabulary = sizes.vocabulary * width
-    layers = [
-        *(attention + feed_forward) * sizes.layers,
-        *(attention * 2 + feed_forward) * (sizes.decoder_layers if counts.decoder else 0),
-    ]
+    layers = [t5.buckets * t5.heads, *(attention + feed_forward) * sizes.layers]
+    if counts.decoder:
+        layers += [t5.buckets * t5.heads, *(attention * 2 + feed_forward) * sizes.decoder_layers]
     output = [vocabulary] * (counts.embedding // vocabulary - 1)
     levels = [level for level, weight in enumerate(config.loss.level_weights) if weight]
     hierarchy = [3 * width**2, *[width**2] * 4] * max(levels, default=0) + [2 * width**2] * len(levels)

@@ -25,13 +25,13 @@ RESIDENT_FLOOR = 150 * 2**20
 """Libraries that are loaded after the model is built, code that is paged in, arenas of the allocator."""
 
 
-def _compare(run: CountedRun) -> None:
+def _compare(run: CountedRun, small: float = 0) -> None:
     report = json.loads((run.folder / "memory.json").read_text(encoding="utf-8"))
     planned, measured = report["planned"], report["measured"]
     locked = planned["components"].get("swap buffers", {"bytes": 0})["bytes"]  # not of torch's allocator
     assert planned["peak_bytes"] - locked == pytest.approx(run.counted["most_allocated"], rel=0.1)
     for name, held in measured["components"].items():
-        assert planned["components"][name]["bytes"] == pytest.approx(held, rel=0.01), name
+        assert planned["components"][name]["bytes"] == pytest.approx(held, rel=0.01, abs=small), name
 
 
 def test_tensors_of_a_run(count: Counter) -> None:
@@ -71,7 +71,7 @@ def test_tensors_of_a_run_with_nvme(count: Counter, tmp_path: Path) -> None:
         extra,
     )
     run = count("memory", *LARGER, *wide, *nvme)
-    _compare(run)
+    _compare(run, small=2**15)  # of tensors that are too small for a file
     planned = json.loads((run.folder / "memory.json").read_text(encoding="utf-8"))["planned"]["components"]
     assert planned["masters and states, swapped"]["bytes"] > 20 * planned["optimizer states"]["bytes"]
 
@@ -110,7 +110,8 @@ def test_offload_leaves_the_device() -> None:
     here, there = _plan(2), _plan(2, offload="cpu")
     moved = _bytes(here, "optimizer states") + _bytes(here, "fp32 masters")
     assert here.total("always") - there.total("always") == pytest.approx(moved)
-    moved += _bytes(there, "momentum masters") + _bytes(there, "checkpoint copies")
+    beside = ("momentum masters", "checkpoint copies", "fp32 gradients", "buffers of the offload")
+    moved += sum(_bytes(there, name) for name in beside)
     assert there.total("always", "host") == pytest.approx(moved)
 
 
