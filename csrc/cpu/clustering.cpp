@@ -9,15 +9,21 @@ namespace atomas {
 namespace ATOMAS_ISA {
 namespace {
 
+// Small tiles: a sequence of fragments has hardly more tokens than one of the largest has columns, and of the square only
+// the tiles on and above the diagonal are computed.
+constexpr int kVectors = kLanes == 16 ? 1 : kTileVectors;
+constexpr int kColumns = kVectors * kLanes;
+constexpr int kRows = 6;
+
 // Scratch of one thread, for sequences of up to `longest` tokens; matrices have rows of `stride` floats.
 struct Room {
   static int64_t panels(int64_t longest, int panel, int64_t width) { return round_up(longest, panel) * width; }
-  static int64_t stride(int64_t n) { return round_up(n, kTileColumns); }
+  static int64_t stride(int64_t n) { return round_up(n, kColumns); }
 
   Room(int64_t longest, int64_t width, int64_t neighbours)
-      : left(panels(longest, kTileRows, width)),
-        right(panels(longest, kTileColumns, width)),
-        square(round_up(longest, kTileRows) * stride(longest)),
+      : rest(kRows * width),
+        right(panels(longest, kColumns, width)),
+        square(round_up(longest, kRows) * stride(longest)),
         spread(longest),
         importance(longest),
         nearest(neighbours),
@@ -25,7 +31,7 @@ struct Room {
         centre(longest),
         label(stride(longest)) {}
 
-  Buffer<float> left, right, square, spread, importance, nearest, best;
+  Buffer<float> rest, right, square, spread, importance, nearest, best;
   Buffer<int64_t> centre;
   Buffer<int32_t> label;
 };
@@ -35,12 +41,16 @@ struct Room {
 void square_distances(const float* tokens, int64_t n, int64_t width, const Room& room) {
   const int64_t stride = Room::stride(n);
   float* square = room.square.data();
-  pack(tokens, nullptr, n, width, kTileRows, room.left.data());
-  pack(tokens, nullptr, n, width, kTileColumns, room.right.data());
-  for (int64_t j = 0; j < n; j += kTileColumns) {
-    for (int64_t i = 0; i < n && i < j + kTileColumns; i += kTileRows) {
-      tile<SquaredDifference>(room.left.data() + i * width, room.right.data() + j * width, width,
-                              square + i * stride + j, stride);
+  pack(tokens, nullptr, n, width, kColumns, room.right.data());
+  // The last rows, fewer than a tile's, and zeros; the others are read where they are.
+  const int64_t whole = n - n % kRows;
+  std::memset(room.rest.data(), 0, static_cast<size_t>(kRows * width) * sizeof(float));
+  std::memcpy(room.rest.data(), tokens + whole * width, static_cast<size_t>((n - whole) * width) * sizeof(float));
+  for (int64_t j = 0; j < n; j += kColumns) {
+    for (int64_t i = 0; i < n && i < j + kColumns; i += kRows) {
+      const float* left = i < whole ? tokens + i * width : room.rest.data();
+      tile<SquaredDifference, kRows, false, kVectors>(left, {width, 1}, room.right.data() + j * width, kColumns, width,
+                                                      square + i * stride + j, stride);
     }
   }
   for (int64_t i = 0; i < n; ++i) {

@@ -51,19 +51,19 @@ struct Prefetch {
 
 // out[i * stride + j] (+)= sum over d < depth of Step(left(i, d), right(d, j)) for one tile. The columns of the right
 // side are neighbours.
-template <class Step, int rows, bool add, class Beside = const Nothing>
+template <class Step, int rows, bool add, int vectors = kTileVectors, class Beside = const Nothing>
 ATOMAS_INLINE void tile(const float* left, Steps left_steps, const float* right, int64_t right_step, int64_t depth,
                         float* out, int64_t stride, Beside& beside = Nothing{}) {
-  Floats sum[rows][kTileVectors] = {};
+  Floats sum[rows][vectors] = {};
   for (int64_t d = 0; d < depth; ++d) {
-    Floats b[kTileVectors];
+    Floats b[vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) b[v] = load(right + v * kLanes);
+    for (int v = 0; v < vectors; ++v) b[v] = load(right + v * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const Floats a = splat(left[i * left_steps.token]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kTileVectors; ++v) sum[i][v] = Step::add(sum[i][v], a, b[v]);
+      for (int v = 0; v < vectors; ++v) sum[i][v] = Step::add(sum[i][v], a, b[v]);
     }
     beside();
     left += left_steps.depth;
@@ -72,7 +72,7 @@ ATOMAS_INLINE void tile(const float* left, Steps left_steps, const float* right,
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) {
+    for (int v = 0; v < vectors; ++v) {
       float* to = out + i * stride + v * kLanes;
       store(to, add ? load(to) + sum[i][v] : sum[i][v]);
     }
@@ -85,18 +85,23 @@ inline void tile(const float* left, const float* right, int64_t width, float* ou
   tile<Step, kTileRows, false>(left, {1, kTileRows}, right, kTileColumns, width, out, stride);
 }
 
-// Packs `count` rows, scaled by scale[row] (null: 1), into panels of `panel` rows; missing rows are zero.
+// Packs `count` rows, scaled by scale[row] (null: 1), into panels of `panel` rows; missing rows are zero. By chunks of
+// columns: what a chunk is written to, a line for each column, stays in the first-level cache.
 inline void pack(const float* rows, const float* scale, int64_t count, int64_t width, int panel, float* out) {
+  constexpr int64_t kChunk = 64;
   for (int64_t first = 0; first < count; first += panel) {
-    for (int i = 0; i < panel; ++i) {
-      const int64_t row = first + i;
-      const float factor = row >= count ? 0.0f : scale == nullptr ? 1.0f : scale[row];
-      const float* from = rows + smaller(row, count - 1) * width;
-      // A factor of zero must clear what is not finite too.
-      if (factor == 0.0f) {
-        for (int64_t d = 0; d < width; ++d) out[d * panel + i] = 0.0f;
-      } else {
-        for (int64_t d = 0; d < width; ++d) out[d * panel + i] = from[d] * factor;
+    for (int64_t begin = 0; begin < width; begin += kChunk) {
+      const int64_t end = smaller(begin + kChunk, width);
+      for (int i = 0; i < panel; ++i) {
+        const int64_t row = first + i;
+        const float factor = row >= count ? 0.0f : scale == nullptr ? 1.0f : scale[row];
+        const float* from = rows + smaller(row, count - 1) * width;
+        // A factor of zero must clear what is not finite too.
+        if (factor == 0.0f) {
+          for (int64_t d = begin; d < end; ++d) out[d * panel + i] = 0.0f;
+        } else {
+          for (int64_t d = begin; d < end; ++d) out[d * panel + i] = from[d] * factor;
+        }
       }
     }
     out += panel * width;
