@@ -179,10 +179,10 @@ def stage_3_reuse(work: Workload) -> float:
 
 
 def _bucket_elements(work: Workload, total: float, device: Device) -> float:
-    """Two buckets where communication is overlapped. On the CPU only what is written takes memory."""
+    """Two buckets where communication is overlapped, which on the CPU it is not."""
     zero = work.config.deepspeed.extra.get("zero_optimization", {})
-    size = float(zero.get("reduce_bucket_size", REDUCE_BUCKET))
-    return min(size, total) if device == "cpu" else 2 * size
+    size = float(zero.get("reduce_bucket_size", min(REDUCE_BUCKET, total)))
+    return size if device == "cpu" else 2 * size
 
 
 def _largest(work: Workload) -> float:

@@ -9,30 +9,33 @@ import torch
 from atomas.config import REDUCE_BUCKET, Config
 from atomas.errors import AtomasError
 from atomas.model.atomas import AtomasModel
-from atomas.training.allocator import keep_freed_memory
+from atomas.training.allocator import bound_kernel_caches, keep_freed_memory
 from atomas.training.nvme import NvmeOffload
 from atomas.training.step import micro_batches_of
 from atomas.training.telemetry import logger
 
 
-def deepspeed_json(config: Config, world_size: int, nvme: NvmeOffload | None = None) -> dict[str, Any]:
-    """The whole DeepSpeed configuration, every default that matters written out; without `nvme` not what it says.
-
-    Raises:
-        AtomasError: the world size does not divide B, or the micro-batch does not divide a rank's share.
-    """
+def check_batch(config: Config, world_size: int) -> None:
+    """AtomasError where the world size does not divide B, or the micro-batch does not divide a rank's share."""
     if config.data.batch_size % world_size:
         legal = [w for w in range(1, config.data.batch_size + 1) if config.data.batch_size % w == 0]
         raise AtomasError(
             f"data.batch_size = {config.data.batch_size} pairs cannot be shared by {world_size} ranks; "
             f"use a world size of {', '.join(map(str, legal))}, or another batch size"
         )
+    micro_batches_of(config, world_size)
+
+
+def deepspeed_json(
+    config: Config, world_size: int, parameters: int, nvme: NvmeOffload | None = None
+) -> dict[str, Any]:
+    """The whole DeepSpeed configuration of a model with so many `parameters`, defaults that matter written out."""
     stage = config.deepspeed.zero_stage
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
         "overlap_comm": stage > 0 and torch.cuda.is_available(),  # on the CPU DeepSpeed waits for each bucket
-        "reduce_bucket_size": REDUCE_BUCKET,
+        "reduce_bucket_size": min(REDUCE_BUCKET, parameters),
         # every parameter of a small model would otherwise stay gathered on all ranks
         "stage3_param_persistence_threshold": 10_000,
     }
@@ -75,6 +78,7 @@ def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
         )
     if next(model.parameters()).device.type == "cpu":
         keep_freed_memory()
+        bound_kernel_caches()
     model.encoder.backbone.in_step = config.deepspeed.zero_stage == 3
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
@@ -91,7 +95,7 @@ def build_engine(config: Config, model: AtomasModel, world_size: int) -> Any:
     nvme = None
     if config.deepspeed.offload == "nvme":
         nvme = NvmeOffload(config, optimizer.param_groups, world_size)
-    settings = deepspeed_json(config, world_size, nvme)
+    settings = deepspeed_json(config, world_size, sum(p.numel() for _, p in named), nvme)
     try:
         with contextlib.nullcontext() if nvme is None else nvme.building(model, settings):
             engine, _, _, _ = deepspeed.initialize(

@@ -23,8 +23,7 @@ from atomas.json_files import write_json
 from atomas.model.momentum_encoder import Momentum
 from atomas.training.checkpoint import newest_good_checkpoint, step_of
 from atomas.training.data_position import BatchNumbers, DataPosition, Range
-from atomas.training.engine import build_engine, deepspeed_json
-from atomas.training.memory_gauge import MemoryGauge
+from atomas.training.engine import build_engine, check_batch
 from atomas.training.model_files import build_model
 from atomas.training.run_directory import RunDirectory
 from atomas.training.saver import Saver
@@ -60,8 +59,6 @@ class Session:
     engine: Any
     shard: OptimizerShard
     momentum: Momentum | None
-    gauge: MemoryGauge
-    """Since before the model was built"""
     saver: Saver
     stability: Stability
     position: DataPosition = field(default_factory=DataPosition)
@@ -77,7 +74,7 @@ class Session:
         Raises:
             AtomasError: whatever a user can mend: the corpus, the tokenizer, the world size, a checkpoint.
         """
-        deepspeed_json(config, placement.world_size)  # a wrong world size is said before anything is built
+        check_batch(config, placement.world_size)
         _set_kernels(config.run.kernels)
         run = _open_run(config, placement, device)
         with together("writing to the run folder"):
@@ -96,7 +93,6 @@ class Session:
                 opened = _open_stream(config, corpora, run, placement)
         with together("opening tokenizer and token lengths, and building the model"):
             tokenizer, stream = opened or _open_stream(config, corpora, run, placement)
-            gauge = MemoryGauge(device)
             torch.manual_seed(config.run.seed)  # the same weights on every rank
             model = build_model(config, tokenizer.vocab_size).to(device)
         if config.training.compile:
@@ -126,15 +122,14 @@ class Session:
             engine=engine,
             shard=shard,
             momentum=momentum,
-            gauge=gauge,
             saver=Saver(run, _checkpoint_config(config, shard), device),
             stability=Stability(config.stability),
         )
         session._resume()
         with together("writing to the run folder"):
             if placement.rank == 0:
-                run.write_config(config)
                 write_json(run.attempt_path / "deepspeed.json", engine.config)
+                run.write_config(config)
         return session
 
     def batches(self) -> OrderedLoader[PairBatch]:
