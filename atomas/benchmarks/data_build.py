@@ -143,7 +143,7 @@ def measure_examine(source: Path, identity: Identity, rounds: int, folder: Path)
     """The two stages that read rows, part by part, in turns with RDKit alone on the rows of the part."""
     from atomas.data.building import examine, plan
     from atomas.data.records import record_keys
-    from atomas.data.shards import encode_record
+    from atomas.data.shard_writer import encode_record
     from atomas.data.texts import clean_text
 
     work = folder / f"examine-{identity}"

@@ -27,7 +27,8 @@ from atomas.data.building.engine import Engine, Local, StageError, Task, run_sta
 from atomas.data.building.examine import examine, scan
 from atomas.data.building.plan import Input, Plan, Recipe
 from atomas.data.building.resolve import resolve
-from atomas.data.shards import FORMAT, INDEX_NAME, Corpus, SplitIndex, write_index
+from atomas.data.shard_index import FORMAT, INDEX_NAME, SplitIndex, write_index
+from atomas.data.shards import Corpus
 from atomas.data.sources import PairFile
 from atomas.data.verify import QUARANTINE_NAME
 from atomas.errors import AtomasError

@@ -22,8 +22,9 @@ from atomas.data.parallel import available_cores, chunked, ordered_map
 from atomas.data.progress import Progress
 from atomas.data.records import Keys, record_keys, reference_keys
 from atomas.data.report import make_console
+from atomas.data.row_formats import Row
 from atomas.data.shards import Corpus, ShardedSplit
-from atomas.data.sources import Columns, PairFile, Row
+from atomas.data.sources import Columns, PairFile
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 

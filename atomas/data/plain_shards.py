@@ -24,7 +24,9 @@ from atomas.data.blocks import PLAIN_SUFFIX, Block, BlockTable
 from atomas.data.molecules import InvalidMoleculeError, parse_molecule
 from atomas.data.parallel import available_cores, ordered_map
 from atomas.data.progress import Progress
-from atomas.data.shards import BLOCK_SIZE, INDEX_NAME, Record, Shard, SplitIndex, file_sha256, write_index
+from atomas.data.shard_index import INDEX_NAME, Shard, SplitIndex, file_sha256, write_index
+from atomas.data.shard_writer import BLOCK_SIZE
+from atomas.data.shards import Record
 from atomas.data.sources import ID_COLUMNS, SMILES_COLUMNS, TEXT_COLUMNS
 from atomas.data.verify import QUARANTINE_NAME
 from atomas.errors import AtomasError

@@ -17,8 +17,8 @@ from atomas.data.molecules import (
     skeleton,
     unescape_smiles,
 )
-from atomas.data.shards import encode_record
-from atomas.data.sources import Row
+from atomas.data.row_formats import Row
+from atomas.data.shard_writer import encode_record
 from atomas.data.texts import clean_text
 
 

@@ -29,17 +29,9 @@ from atomas.data.blocks import Compression
 from atomas.data.lengths import TokenLengths, block_workers, stored_lengths
 from atomas.data.loader import OrderedLoader
 from atomas.data.progress import Progress
-from atomas.data.shards import (
-    Corpus,
-    Record,
-    Shard,
-    ShardedSplit,
-    ShardWriter,
-    SplitIndex,
-    file_sha256,
-    rewrite_index,
-    write_index,
-)
+from atomas.data.shard_index import Shard, SplitIndex, file_sha256, rewrite_index, write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Corpus, Record, ShardedSplit
 from atomas.data.tokenizer import EOS_ID, AtomasTokenizer
 from atomas.disk import sync
 from atomas.errors import AtomasError

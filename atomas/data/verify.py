@@ -17,15 +17,15 @@ from typing import Any, BinaryIO
 from atomas.data.blocks import PLAIN_SUFFIX, Block, unpack
 from atomas.data.parallel import available_cores, ordered_map
 from atomas.data.progress import Progress
-from atomas.data.shards import (
+from atomas.data.shard_index import (
     INDEX_NAME,
     Shard,
-    ShardWriter,
     SplitIndex,
     corpus_fingerprint,
     read_index,
     rewrite_index,
 )
+from atomas.data.shard_writer import ShardWriter
 from atomas.data.storage import open_storage
 from atomas.disk import sync
 from atomas.errors import AtomasError

@@ -8,7 +8,9 @@ import pytest
 
 from atomas.cli import main
 from atomas.data.blocks import Block, BlockTable, pack, unpack
-from atomas.data.shards import Corpus, ShardWriter, SplitIndex, write_index
+from atomas.data.shard_index import SplitIndex, write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Corpus
 
 
 def blocks(first: int, count: int) -> list[Block]:

@@ -20,7 +20,8 @@ from atomas.data.build import BuildOptions, build_corpus
 from atomas.data.building.engine import Engine, Local, Slurm, Task, run_stage
 from atomas.data.building.plan import Criterion
 from atomas.data.hazards import HAZARDS
-from atomas.data.shards import Corpus, file_sha256
+from atomas.data.shard_index import file_sha256
+from atomas.data.shards import Corpus
 from atomas.data.sources import Columns
 from atomas.errors import AtomasError
 

@@ -10,7 +10,8 @@ import pytest
 from atomas.data.build import BuildOptions, build_corpus
 from atomas.data.building.engine import Local, Slurm, StageError
 from atomas.data.building.plan import Plan, PlannedPart
-from atomas.data.shards import Corpus, file_sha256
+from atomas.data.shard_index import file_sha256
+from atomas.data.shards import Corpus
 from tests.launcher.slurm_cluster import missing_programs, slurm_cluster
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,9 @@ from atomas.data.build import BuildOptions, build_corpus
 from atomas.data.building.engine import Local
 from atomas.data.inspect import OrderOptions, histogram, inspect_corpus
 from atomas.data.report import list_warnings
-from atomas.data.shards import Corpus, ShardWriter, write_index
+from atomas.data.shard_index import write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Corpus
 from atomas.data.shuffle_quality import measure_shuffle
 from atomas.errors import AtomasError
 

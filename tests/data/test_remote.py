@@ -19,7 +19,9 @@ from atomas.config_file import load_config
 from atomas.data import remote
 from atomas.data.corpora import Corpora
 from atomas.data.order import GlobalOrder
-from atomas.data.shards import Corpus, ShardedSplit, ShardWriter, write_index
+from atomas.data.shard_index import write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Corpus, ShardedSplit
 from atomas.data.storage import LocalFolder, open_storage
 from atomas.data.stream import PairStream, build_loader
 from atomas.data.tokenizer import AtomasTokenizer

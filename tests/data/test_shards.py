@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from atomas.data.shards import Corpus, ShardWriter, file_sha256, write_index
+from atomas.data.shard_index import file_sha256, write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Corpus
 from atomas.errors import AtomasError
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from atomas.data.sources import Columns, PairFile, Row
+from atomas.data.row_formats import Row
+from atomas.data.sources import Columns, PairFile
 from atomas.errors import AtomasError
 
 HEADER = ["CID", "SMILES", "description"]

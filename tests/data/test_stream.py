@@ -22,7 +22,9 @@ from atomas.data.block_cache import BlockCache
 from atomas.data.corpora import Corpora
 from atomas.data.lengths import TokenLengths
 from atomas.data.order import GlobalOrder
-from atomas.data.shards import Corpus, ShardWriter, write_index
+from atomas.data.shard_index import write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Corpus
 from atomas.data.stream import PairStream, Source, build_loader, evaluation_batches
 from atomas.data.tokenizer import AtomasTokenizer
 from atomas.errors import AtomasError

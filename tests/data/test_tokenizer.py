@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from atomas.config import TokenizerConfig
-from atomas.data.shards import Corpus, ShardWriter, write_index
+from atomas.data.shard_index import write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Corpus
 from atomas.data.tokenizer import EOS_ID, UNK_ID, AtomasTokenizer, resolve_tokenizer
 from atomas.data.vocabulary import MINIMUM_SIZE
 from atomas.errors import AtomasError

@@ -17,7 +17,9 @@ from atomas.config import Config, DataConfig, RunConfig
 from atomas.data.batching import PairBatch, collate
 from atomas.data.corpora import Corpora
 from atomas.data.lengths import LONGEST, TokenLengths, stored_lengths
-from atomas.data.shards import Corpus, ShardWriter, file_sha256, rewrite_index, write_index
+from atomas.data.shard_index import file_sha256, rewrite_index, write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Corpus
 from atomas.data.stream import PairStream
 from atomas.data.tokenizer import AtomasTokenizer
 from atomas.data.tokens import TokenReader, encode_block, open_tokens, token_lengths, tokenize_corpus

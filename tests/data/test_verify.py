@@ -8,7 +8,9 @@ import pytest
 
 from atomas.cli import main
 from atomas.data.blocks import Compression
-from atomas.data.shards import Corpus, ShardWriter, write_index
+from atomas.data.shard_index import write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Corpus
 from atomas.data.verify import Report, verify_corpus
 from atomas.errors import AtomasError
 

@@ -4,7 +4,9 @@ import time
 
 import pytest
 
-from atomas.data.shards import Corpus, ShardWriter, write_index
+from atomas.data.shard_index import write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Corpus
 from atomas.data.stream import build_loader
 from atomas.data.tokenizer import AtomasTokenizer
 from tests.data.test_stream import BATCH_SIZE, make_stream, pairs, record

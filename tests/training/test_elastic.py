@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from atomas.data.shards import Corpus, ShardWriter, write_index
+from atomas.data.shard_index import write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Corpus
 from atomas.training.telemetry import read_metrics
 from tests.training.conftest import SMALL, trainer_state
 

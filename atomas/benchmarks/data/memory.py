@@ -130,7 +130,8 @@ def _generate(folder: Path, pairs: int, tokenizer: Any) -> None:
 
     from atomas.data.lengths import TokenLengths
     from atomas.data.progress import Progress
-    from atomas.data.shards import ShardWriter, file_sha256, write_index
+    from atomas.data.shard_index import file_sha256, write_index
+    from atomas.data.shard_writer import ShardWriter
     from atomas.data.tokens import encode_block
 
     encoded = []

@@ -14,8 +14,9 @@ from atomas.data.building.examine import KEYS, RECORDS, REJECTED, rejection_line
 from atomas.data.building.plan import Plan
 from atomas.data.building.resolve import DECISIONS, RESULT, describe_outcome
 from atomas.data.records import Rejected
-from atomas.data.shards import BLOCK_SIZE, Record, ShardWriter
-from atomas.data.sources import EXCERPT_LENGTH
+from atomas.data.row_formats import EXCERPT_LENGTH
+from atomas.data.shard_writer import BLOCK_SIZE, ShardWriter
+from atomas.data.shards import Record
 from atomas.disk import sync
 from atomas.json_files import write_json
 

@@ -16,8 +16,10 @@ from atomas.data.building.plan import Input, Plan, PlannedPart, complete_folder
 from atomas.data.hazards import HAZARDS
 from atomas.data.parallel import chunked
 from atomas.data.records import Accepted, Examiner, Keys, Rejected, record_keys, reference_keys
-from atomas.data.shards import Corpus, file_sha256
-from atomas.data.sources import Columns, Part
+from atomas.data.row_formats import Part
+from atomas.data.shard_index import file_sha256
+from atomas.data.shards import Corpus
+from atomas.data.sources import Columns
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 

@@ -24,8 +24,10 @@ from typing import Any, Literal
 
 from atomas.data.blocks import Compression
 from atomas.data.molecules import IdentityKind
-from atomas.data.shards import BLOCK_SIZE, FORMAT, SHARD_BYTES
-from atomas.data.sources import Columns, PairFile, Part
+from atomas.data.row_formats import Part
+from atomas.data.shard_index import FORMAT
+from atomas.data.shard_writer import BLOCK_SIZE, SHARD_BYTES
+from atomas.data.sources import Columns, PairFile
 from atomas.data.splitting import SplitBy
 from atomas.disk import sync
 from atomas.errors import AtomasError

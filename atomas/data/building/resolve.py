@@ -21,7 +21,7 @@ from atomas.data.alignment_check import MAX_ROWS
 from atomas.data.building.examine import KEYS, SUMMARY
 from atomas.data.building.plan import Plan, PlannedPart
 from atomas.data.hazards import HAZARDS
-from atomas.data.shards import BLOCK_SIZE, SHARD_BYTES
+from atomas.data.shard_writer import BLOCK_SIZE, SHARD_BYTES
 from atomas.data.splitting import split_query
 from atomas.errors import AtomasError
 from atomas.json_files import write_json

@@ -17,7 +17,9 @@ from atomas.data.hazards import HAZARDS
 from atomas.data.molecules import parse_molecule
 from atomas.data.parallel import available_cores, ordered_map
 from atomas.data.progress import Progress
-from atomas.data.shards import Record, ShardWriter, SplitIndex, write_index
+from atomas.data.shard_index import SplitIndex, write_index
+from atomas.data.shard_writer import ShardWriter
+from atomas.data.shards import Record
 from atomas.errors import AtomasError
 
 MIN_PAIRS = 20
