@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.table import Table
 
-from atomas.data.building.resolve import batches, open_database
+from atomas.data.building.database import batches, open_database
 from atomas.data.molecules import IdentityKind
 from atomas.data.parallel import available_cores, chunked, ordered_map
 from atomas.data.progress import Progress

@@ -11,8 +11,9 @@ import numpy as np
 
 from atomas.data.alignment_check import check_alignment
 from atomas.data.building.examine import KEYS, RECORDS, REJECTED, rejection_line
+from atomas.data.building.outcomes import describe_outcome
 from atomas.data.building.plan import Plan
-from atomas.data.building.resolve import DECISIONS, RESULT, describe_outcome
+from atomas.data.building.resolve import DECISIONS, RESULT
 from atomas.data.records import Rejected
 from atomas.data.row_formats import EXCERPT_LENGTH
 from atomas.data.shard_writer import BLOCK_SIZE, ShardWriter

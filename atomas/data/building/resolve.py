@@ -7,31 +7,25 @@ sorted by place: it does not depend on threads, memory or the size of the parts.
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from atomas.data.alignment_check import MAX_ROWS
+from atomas.data.building.counting import count_all
+from atomas.data.building.database import Array, batches, count, open_database, replace_records
 from atomas.data.building.examine import KEYS, SUMMARY
+from atomas.data.building.outcomes import DUPLICATE, EXCLUDED, describe_outcome
 from atomas.data.building.plan import Plan, PlannedPart
-from atomas.data.hazards import HAZARDS
 from atomas.data.shard_writer import BLOCK_SIZE, SHARD_BYTES
 from atomas.data.splitting import split_query
 from atomas.errors import AtomasError
 from atomas.json_files import write_json
 
-DUPLICATE = {"molecule": -1, "text": -2, "pair": -3}
-EXCLUDED = -10
-"""Outcome of a record whose molecule is in reference n: EXCLUDED - n."""
 DECISIONS = "decisions"
 RESULT = "result.json"
-Array = npt.NDArray[np.int64]
 
 
 def resolve(folder: Path, memory_mb: int, number: int) -> None:
@@ -66,56 +60,11 @@ def resolve(folder: Path, memory_mb: int, number: int) -> None:
             "shards": layout.shards(),
             "records_of_parts": layout.of_parts.tolist(),
             "samples": [_sample(database, number) for number in range(len(plan.pair_files))],
-            **_count_all(database, plan, summaries),
+            **count_all(database, plan, summaries),
         }
     write_json(out / RESULT, result)
     for path in out.glob("work.duckdb*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-class open_database:  # noqa: N801
-    """A DuckDB database in a file, with a bound on its memory; what does not fit goes beside it."""
-
-    def __init__(self, path: Path, memory_mb: int) -> None:
-        import duckdb
-
-        self._path = path
-        self._database = duckdb.connect(
-            str(path),
-            config={
-                "memory_limit": f"{memory_mb}MB",
-                "temp_directory": f"{path}.spilled",
-                "preserve_insertion_order": False,
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,
-            },
-        )
-
-        self._database.execute("SET enable_progress_bar = false")  # it would write to stdout
-
-    def __enter__(self) -> Any:
-        return self._database
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        import duckdb
-
-        self._database.close()
-        if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
-            raise OSError(None, str(error).splitlines()[0], str(self._path)) from error
-
-
-def replace_records(database: Any, query: str) -> None:
-    """Table `records` becomes the result of a query on it (an UPDATE would keep every change in memory)."""
-    database.execute(f"CREATE TABLE next AS {query}")
-    database.execute("DROP TABLE records")
-    database.execute("ALTER TABLE next RENAME TO records")
-
-
-def count(database: Any, what: str) -> int:
-    """Rows of a table (`what` may go on with WHERE)."""
-    return int(database.execute(f"SELECT count(*) FROM {what}").fetchone()[0])
 
 
 def _summaries(plan: Plan, parts: Sequence[PlannedPart]) -> list[dict[str, Any]]:
@@ -182,16 +131,6 @@ def _leave_out(database: Any, plan: Plan) -> None:
             "AS outcome) FROM records LEFT JOIN first USING (ord)",
         )
         database.execute("DROP TABLE first")
-
-
-def describe_outcome(outcome: int, plan: Plan) -> tuple[str, str]:
-    """Hazard and reason of a record that is left out."""
-    if outcome <= EXCLUDED:
-        reference = plan.recipe.exclude[EXCLUDED - outcome]
-        return "leakage", f"its {plan.recipe.exclude_by} is in {Path(reference).name}"
-    criterion = next(name for name, code in DUPLICATE.items() if code == outcome)
-    what = "its molecule and text are" if criterion == "pair" else f"its {criterion} is"
-    return "deduplicated", f"{what} in an earlier row"
 
 
 def _first_dropped(database: Any, plan: Plan) -> tuple[int, str] | None:
@@ -287,12 +226,6 @@ def _write_decisions(database: Any, parts: Sequence[PlannedPart], folder: Path, 
     finish(len(parts))
 
 
-def batches(database: Any, query: str) -> Iterator[list[Array]]:
-    """Columns of integers of a query, some ten thousand rows at a time."""
-    for batch in database.cursor().sql(query).to_arrow_reader(65_536):
-        yield [column.to_numpy(zero_copy_only=False).astype(np.int64) for column in batch.columns]
-
-
 def _sample(database: Any, source: int) -> list[list[int]]:
     """[part, row, line] of at most MAX_ROWS records of a source, evenly spaced, no molecule and no text twice."""
     database.execute(
@@ -312,97 +245,3 @@ def _sample(database: Any, source: int) -> list[list[int]]:
         ]
         seen += len(place)
     return found
-
-
-def _count_all(database: Any, plan: Plan, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The index's "counts" and "hazards", and what it says of every source."""
-    hazards: list[Counter[str]] = [Counter() for _ in plan.pair_files]
-    rows, rejected, excluded, dropped = ([0] * len(hazards) for _ in range(4))
-    for one in summaries:
-        hazards[one["file"]].update(one["rejected"])
-        rows[one["file"]] += one["rows"]
-        rejected[one["file"]] += sum(one["rejected"].values())
-    bits = ", ".join(f"sum((hazards >> {bit}) & 1)" for bit in range(len(HAZARDS)))
-    for source, *counts in database.execute(
-        f"SELECT source, {bits} FROM records WHERE outcome >= 0 GROUP BY source"
-    ).fetchall():
-        hazards[source].update(
-            {name: int(number) for name, number in zip(HAZARDS, counts, strict=True) if number}
-        )
-    for source, outcome, number in database.execute(
-        "SELECT source, outcome, count(*) FROM records WHERE outcome < 0 GROUP BY ALL"
-    ).fetchall():
-        hazard, _ = describe_outcome(outcome, plan)
-        hazards[source][hazard] += number
-        (excluded if hazard == "leakage" else dropped)[source] += number
-    for source, number in database.execute(
-        "SELECT source, count(*) FROM records WHERE outcome >= 0 AND skeleton IN (SELECT skeleton FROM excluded) "
-        "GROUP BY source"
-    ).fetchall():
-        hazards[source]["skeleton_leakage"] += number
-    total = sum(hazards, Counter[str]())
-    for name, key in (("molecule", "molecule"), ("text", "text"), ("pair", "molecule, text")):
-        total[f"duplicate_{name}"] += int(
-            database.execute(
-                f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM records WHERE outcome >= 0 "
-                f"GROUP BY outcome, {key}) WHERE n > 1"
-            ).fetchone()[0]
-        )
-    sources = [
-        {
-            "rows": rows[number],
-            "rejected": rejected[number],
-            "excluded": excluded[number],
-            "deduplicated": dropped[number],
-            "hazards": {name: hazards[number][name] for name in sorted(hazards[number])},
-            "records": _records_of_source(database, plan, number),
-        }
-        for number in range(len(hazards))
-    ]
-    return {
-        "sources": sources,
-        "hazards": {name: total[name] for name in HAZARDS},
-        "counts": {
-            "rows": sum(rows),
-            "accepted": count(database, "records WHERE outcome >= 0"),
-            "rejected": sum(rejected),
-            "excluded": sum(excluded),
-            "deduplicated": sum(dropped),
-            "splits": {name: _count_split(database, number) for number, name in enumerate(plan.split_names)},
-            "overlap": [
-                {
-                    "splits": [plan.split_names[one], plan.split_names[other]],
-                    "molecules": _count_shared(database, "molecule", one, other),
-                    "texts": _count_shared(database, "text", one, other),
-                }
-                for one, other in combinations(range(len(plan.split_names)), 2)
-            ],
-        },
-    }
-
-
-def _records_of_source(database: Any, plan: Plan, source: int) -> dict[str, int]:
-    found = database.execute(
-        "SELECT outcome, count(*) FROM records WHERE outcome >= 0 AND source = ? GROUP BY 1 ORDER BY 1",
-        [source],
-    ).fetchall()
-    return {plan.split_names[split]: number for split, number in found}
-
-
-def _count_split(database: Any, split: int) -> dict[str, int]:
-    def distinct(column: str) -> int:
-        return count(database, f"(SELECT DISTINCT {column} FROM records WHERE outcome = {split})")
-
-    return {
-        "records": count(database, f"records WHERE outcome = {split}"),
-        "molecules": distinct("molecule"),
-        "texts": distinct("text"),
-    }
-
-
-def _count_shared(database: Any, column: str, one: int, other: int) -> int:
-    return count(
-        database,
-        f"(SELECT {column} FROM records WHERE outcome = {one} INTERSECT "
-        f"SELECT {column} FROM records WHERE outcome = {other})",
-    )
