@@ -28,11 +28,13 @@ def clean_text(raw: str) -> CleanText:
         text = repaired
     if text.count('"') % 2:
         hazards.append("odd_quotes")
-    if not text.isascii():
+    is_ascii = text.isascii()
+    if not is_ascii:
         hazards.append("non_ascii_text")
-    if _LOST.search(text):
+    # most texts can be told at a glance to have neither of the two, which takes a third of a search
+    if not (is_ascii and text.isprintable()) and _LOST.search(text):
         hazards.append("lost_character")
-    if _MARKUP.search(text):
+    if ("<" in text or "&" in text) and _MARKUP.search(text):
         hazards.append("markup")
     if len(text) > LONG_TEXT:
         hazards.append("long_text")
