@@ -52,6 +52,8 @@ class OptimizerShard:
         self.fragments = {name: place.fragment for name, place in self._places.items()}
         """of every trainable parameter of which this rank holds a part"""
         self._parts = _parts(engine.optimizer, self._places)
+        here = (name for part in self._parts if not part.swapped for name in part.names)
+        self._masters = {name: self._master(name) for name in here}
         self.swapped = any(part.swapped for part in self._parts)
         """Some of it lies on NVMe between steps."""
         self.replicated = engine.zero_optimization_stage() == 0
@@ -80,6 +82,9 @@ class OptimizerShard:
 
     def master(self, name: str) -> Tensor:
         """The fp32 master [n] of a fragment, a view of what the optimizer updates."""
+        return self._masters[name] if name in self._masters else self._master(name)
+
+    def _master(self, name: str) -> Tensor:
         place = self._places[name]
         return place.stepped.detach().view(-1)[place.offset : place.offset + place.fragment.size]
 
