@@ -29,7 +29,7 @@ BENCH := OMP_NUM_THREADS=1 $(BIN)/atomas bench
 MEASURED := docs/results/kernels_cpu
 
 # In bfloat16 the published form is measured at 8 pairs only: at 32 it takes a quarter of an hour.
-bench: $(READY)  ## measure operators and the whole step anew on one core, which takes an hour or more; draw, render the tables
+bench: $(READY)  ## measure operators and the whole step anew, which takes an hour or more; draw, render the tables
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps maxsim-cpu==0.1.0
 	$(BENCH) kernels --shapes paper --mode bwd full --seconds 3 --json $(MEASURED)_float32.json
 	$(BENCH) kernels --shapes paper --mode bwd full --seconds 3 --dtype bfloat16 --batch 8 --op token_interaction \
@@ -37,6 +37,10 @@ bench: $(READY)  ## measure operators and the whole step anew on one core, which
 	$(BENCH) kernels --shapes scale --mode bwd full --repeats 1 --memory-limit 11.5 --op token_interaction \
 		--providers eager_padded eager_masked reference native --json $(MEASURED)_scale.json
 	$(BENCH) step --preset cpu-small --batch 8 --json docs/results/step/cpu-small.json
+	$(BENCH) step --preset cpu-small --batch 8 --threads 1 --providers published ours options \
+		--json docs/results/step/cpu-small-one-thread.json
+	$(BENCH) step --preset cpu-small --batch 8 --dropout 0 --providers published ours \
+		--json docs/results/step/cpu-small-no-dropout.json
 	$(BENCH) step --preset cpu-small --batch 8 --ranks 1 2 4 --json docs/results/step/cpu-small-ranks.json
 	$(BENCH) render docs/results/step/*.json --out docs/results/step
 	$(BENCH) render $(MEASURED)_float32.json $(MEASURED)_bfloat16.json $(MEASURED)_scale.json --out docs/results/kernels
