@@ -9,7 +9,6 @@ using Task = void (*)(const void* context, int64_t worker, int64_t index);
 
 // Calls task(context, worker, index) once for every index in [0, count), with worker in [0, threads). Tasks write to
 // disjoint memory, so the result is the same for every number of threads. Tasks must not throw.
-// Threads live for one call: nothing survives a fork, and no second OpenMP runtime joins torch's own.
 void run_tasks(int64_t count, int threads, Task task, const void* context);
 
 }  // namespace atomas

@@ -35,7 +35,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=accumulate, device=hidden.device)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=accumulate) if need_weight else None
+        grad_weight = torch.empty_like(weight, dtype=accumulate) if need_weight else None
 
         entries = _LOGITS_PER_CHUNK.get(hidden.device.type, max(_LOGITS_PER_CHUNK.values()))
         rows = max(1, min(n, entries // max(vocabulary, 1)))
@@ -57,10 +57,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             gradient = gradient.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(gradient, weight, out=grad_hidden[start : start + rows])
-            if grad_weight is not None and grad_weight.dtype == h.dtype:
-                grad_weight.addmm_(gradient.T, h)
-            elif grad_weight is not None:
+            if grad_weight is None:
+                continue
+            kept = 1 if start else 0  # of the chunks before
+            if grad_weight.dtype == h.dtype:
+                torch.addmm(grad_weight, gradient.T, h, beta=kept, out=grad_weight)
+            elif start:
                 grad_weight += gradient.T @ h
+            else:
+                grad_weight.copy_(gradient.T @ h)
+        if grad_weight is not None and not n:
+            grad_weight.zero_()
 
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return loss / max(n, 1)
