@@ -75,7 +75,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_hidden, grad_weight = (
-            None if g is None else (g * grad_loss).to(g.dtype) for g in ctx.saved_tensors
-        )
+        # In place: they are wanted once, and the weight's is as large as the vocabulary.
+        grad_hidden, grad_weight = (None if g is None else g.mul_(grad_loss) for g in ctx.saved_tensors)
         return grad_hidden, grad_weight, None
