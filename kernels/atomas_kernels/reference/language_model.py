@@ -59,13 +59,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(gradient, weight, out=grad_hidden[start : start + rows])
             if grad_weight is None:
                 continue
-            kept = 1 if start else 0  # of the chunks before
-            if grad_weight.dtype == h.dtype:
-                torch.addmm(grad_weight, gradient.T, h, beta=kept, out=grad_weight)
+            if grad_weight.dtype != h.dtype:
+                product = gradient.T @ h
+                grad_weight = grad_weight.add_(product) if start else grad_weight.copy_(product)
             elif start:
-                grad_weight += gradient.T @ h
+                grad_weight.addmm_(gradient.T, h)
             else:
-                grad_weight.copy_(gradient.T @ h)
+                torch.mm(gradient.T, h, out=grad_weight)
         if grad_weight is not None and not n:
             grad_weight.zero_()
 
@@ -75,6 +75,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        # In place: they are wanted once, and the weight's is as large as the vocabulary.
-        grad_hidden, grad_weight = (None if g is None else g.mul_(grad_loss) for g in ctx.saved_tensors)
+        # In place where they are wanted once: the weight's is as large as the vocabulary.
+        scale = torch.mul if _graph_is_kept() else Tensor.mul_
+        grad_hidden, grad_weight = (
+            None if g is None else scale(g, grad_loss).to(g.dtype) for g in ctx.saved_tensors
+        )
         return grad_hidden, grad_weight, None
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that runs may be followed by another one over the same graph."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return asked is None or bool(asked())
