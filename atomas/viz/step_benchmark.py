@@ -6,7 +6,7 @@ from typing import Any
 
 from atomas.errors import AtomasError
 from atomas.viz.kernel_tables import number
-from atomas.viz.step_tables import OURS, Row, path_rows, step_tables, variant_rows
+from atomas.viz.step_tables import OURS, Row, path_rows, step_tables, threads_of, variant_rows
 
 _KEPT, _GAINED, _LOST = "tab:green", "#9fd29f", "tab:gray"
 
@@ -101,5 +101,5 @@ def _finish(figure: Any, axes: Sequence[Any], title: str, file: Path) -> None:
 
 def _title(report: Mapping[str, Any]) -> str:
     first, machine = report["rows"][0], report["machine"]
-    where = machine["gpu"] or f"{machine['processor']}, {first['threads']} thread"
+    where = machine["gpu"] or f"{machine['processor']}, {threads_of(first)}"
     return f"one training step: {report['preset']}, {first['batch']} pairs, {first['dtype']}, {where}"

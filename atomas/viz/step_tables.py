@@ -139,6 +139,11 @@ def _phase_table(rows: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
+def threads_of(row: Row) -> str:
+    """CPU threads of a process, for people."""
+    return f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+
+
 def _failure(row: Row) -> str:
     return "out of memory" if row["status"] == "oom" else str(row["reason"])
 
@@ -146,9 +151,7 @@ def _failure(row: Row) -> str:
 def _footnote(report: Mapping[str, Any]) -> str:
     machine, rows = report["machine"], report["rows"]
     first = rows[0]
-    where = (
-        machine["gpu"] or f"{machine['processor']} ({machine['instruction_set']}), {first['threads']} thread"
-    )
+    where = machine["gpu"] or f"{machine['processor']} ({machine['instruction_set']}), {threads_of(first)}"
     lengths = {
         side: mean(first["lengths"][side]) / (first["batch"] * first["ranks"]) for side in ("text", "smiles")
     }
