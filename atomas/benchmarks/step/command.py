@@ -146,7 +146,8 @@ def _providers(wanted: list[str], config: "Config") -> list[str]:
     chosen: dict[str, None] = {}
     for name in wanted:
         if name not in groups and name not in known:
-            raise AtomasError(f"--providers: no {name!r}; there are {', '.join([*groups, *known])}")
+            there = ", ".join(dict.fromkeys([*groups, *known]))
+            raise AtomasError(f"--providers: no {name!r}; there are {there}")
         chosen |= dict.fromkeys(groups.get(name, [name]))
     return list(chosen)
 
